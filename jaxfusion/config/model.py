@@ -1,0 +1,318 @@
+"""What a model is made of: one frozen dataclass for each choice in each of the five rooms.
+
+A room's value is one of its dataclasses; config files may also write a preset's name ("resnet-18") or a dict with a
+`kind`. Dimensions that follow from others (visual tokens per image, head size) are properties here, because the data
+side must know how many positions an image takes without importing any model code.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+# --- text embedding ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEmbeddingConfig:
+    vocab_size: int = 0  # 0: as many as the tokenizer has
+    positions: Literal["rotary", "learned", "none"] = "rotary"
+    max_positions: int = 1024  # the context length: the longest segment, prompt and answer together
+
+
+# --- vision -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """He et al. 2016. With norm="batch" the stored statistics are used and never updated (as in frozen pretrained
+    towers); norm="group" (Wu & He 2018) is the one to train from scratch."""
+
+    kind: ClassVar[str] = "resnet"
+    image_size: int = 224
+    block: Literal["basic", "bottleneck"] = "basic"
+    stage_depths: tuple[int, ...] = (2, 2, 2, 2)
+    width: int = 64  # channels of the first stage; each further stage doubles them
+    stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 and a 3x3/2 max pool, or one 3x3/1 for small pictures
+    norm: Literal["batch", "group"] = "batch"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def feature_width(self) -> int:
+        expansion = 4 if self.block == "bottleneck" else 1
+        return self.width * 2 ** (len(self.stage_depths) - 1) * expansion
+
+    @property
+    def num_tokens(self) -> int:
+        side = self.image_size
+        halvings = len(self.stage_depths) - 1 + (2 if self.stem == "imagenet" else 0)
+        for _ in range(halvings):
+            side = -(-side // 2)
+        return side * side
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGConfig:
+    """Simonyan & Zisserman 2015, the convolutional part; each stage ends in a 2x2 max pool."""
+
+    kind: ClassVar[str] = "vgg"
+    image_size: int = 224
+    stage_depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+    stage_widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    norm: Literal["none", "group"] = "none"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def feature_width(self) -> int:
+        return self.stage_widths[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // 2 ** len(self.stage_depths)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Dosovitskiy et al. 2021. A class token, where there is one, is the image's first visual token."""
+
+    kind: ClassVar[str] = "vit"
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    class_token: bool = True
+    norm_eps: float = 1e-6
+    scan_layers: bool = True
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
+
+    @property
+    def feature_width(self) -> int:
+        return self.width
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.patch_size) ** 2 + self.class_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupConfig:
+    """An embedding table over image ids, as in the classic Keras model: `batch.images` holds ids int32[B, M]."""
+
+    kind: ClassVar[str] = "lookup"
+    num_images: int = 1000
+    width: int = 128
+    num_tokens: ClassVar[int] = 1
+
+    @property
+    def feature_width(self) -> int:
+        return self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Features computed beforehand: `batch.images` holds them as float[B, M, num_tokens, feature_width]."""
+
+    kind: ClassVar[str] = "features"
+    num_tokens: int = 1
+    feature_width: int = 512
+
+
+Vision = ResNetConfig | VGGConfig | ViTConfig | LookupConfig | FeaturesConfig
+
+
+# --- projector --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProjectorConfig:
+    """One matrix. `pool` first makes one token of an image: the tokens' mean, or all of them side by side."""
+
+    kind: ClassVar[str] = "linear"
+    pool: Literal["none", "mean", "concatenate"] = "none"
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        return vision_tokens if self.pool == "none" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPProjectorConfig:
+    """Two layers with a GELU between them (LLaVA 1.5, Liu et al. 2024)."""
+
+    kind: ClassVar[str] = "mlp"
+    hidden_width: int = 0  # 0: the text model's width
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        return vision_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelShuffleProjectorConfig:
+    """Folds factor x factor neighbouring tokens into one wider token, then one matrix (InternVL, SmolVLM)."""
+
+    kind: ClassVar[str] = "pixel-shuffle"
+    factor: int = 2
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        return vision_tokens // self.factor**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceiverProjectorConfig:
+    """Learned queries attend to the image's tokens (Flamingo's resampler, Alayrac et al. 2022)."""
+
+    kind: ClassVar[str] = "perceiver"
+    num_queries: int = 16
+    num_layers: int = 2
+    num_heads: int = 8
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        return self.num_queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappingProjectorConfig:
+    """A Transformer over the image's tokens and learned constants, whose outputs are the prefix (ClipCap, Mokady et
+    al. 2021)."""
+
+    kind: ClassVar[str] = "mapping"
+    prefix_length: int = 10
+    num_layers: int = 2
+    num_heads: int = 8
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        return self.prefix_length
+
+
+Projector = (
+    LinearProjectorConfig
+    | MLPProjectorConfig
+    | PixelShuffleProjectorConfig
+    | PerceiverProjectorConfig
+    | MappingProjectorConfig
+)
+
+
+# --- fusion -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceFusionConfig:
+    """Visual tokens take positions of their own in the sequence: the prefix, or anywhere."""
+
+    kind: ClassVar[str] = "place"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddFusionConfig:
+    """The visual token is added to the text embeddings of its segment (H + V)."""
+
+    kind: ClassVar[str] = "add"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionFusionConfig:
+    """Gated cross-attention before every `every`-th Transformer layer (Flamingo, Alayrac et al. 2022)."""
+
+    kind: ClassVar[str] = "cross-attention"
+    every: int = 1
+    num_heads: int = 4
+
+
+Fusion = PlaceFusionConfig | AddFusionConfig | CrossAttentionFusionConfig
+
+
+# --- encoder and decoder ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The fields that a Transformer encoder and decoder share. Pre-norm blocks."""
+
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int = 0  # 0: as many as num_heads; fewer is grouped-query attention
+    head_dim: int = 0  # 0: width / num_heads
+    mlp_width: int = 0  # 0: four times the width
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    window: int = 0  # sliding-window attention over this many positions; 0: no window
+    rope_theta: float = 10_000.0
+    dropout: float = 0.0
+    scan_layers: bool = True  # one compiled layer for all; False unrolls them, on the same parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerEncoderConfig(TransformerConfig):
+    """Bidirectional within a segment; in front of a causal decoder, within the segment's prompt."""
+
+    kind: ClassVar[str] = "transformer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiLSTMEncoderConfig:
+    """Bidirectional LSTM; the two directions are joined, so the width of each is half the model's."""
+
+    kind: ClassVar[str] = "bilstm"
+    num_layers: int = 1
+    implementation: Literal["auto", "scan", "cudnn"] = "auto"
+
+
+Encoder = TransformerEncoderConfig | BiLSTMEncoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerDecoderConfig(TransformerConfig):
+    """Causal language model; with prefix_lm the prompt (images included) sees itself in both directions."""
+
+    kind: ClassVar[str] = "transformer"
+    prefix_lm: bool = False
+    tie_embeddings: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassifierConfig:
+    """A softmax at every step."""
+
+    kind: ClassVar[str] = "token-classifier"
+    num_classes: int = 0  # 0: the vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledClassifierConfig:
+    """One class per segment; its logits stand at each of the segment's positions."""
+
+    kind: ClassVar[str] = "pooled-classifier"
+    num_classes: int = 0  # 0: as many as the data set has
+    pool: Literal["mean", "last"] = "mean"
+
+
+Decoder = TransformerDecoderConfig | TokenClassifierConfig | PooledClassifierConfig
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    width: int = 128
+    text_embedding: TextEmbeddingConfig = field(default_factory=TextEmbeddingConfig)
+    vision: Vision | None = None
+    projector: Projector = field(default_factory=LinearProjectorConfig)
+    fusion: Fusion = field(default_factory=PlaceFusionConfig)
+    encoder: Encoder | None = None
+    decoder: Decoder = field(default_factory=TransformerDecoderConfig)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens that one image becomes after the projector; 0 without vision."""
+        return 0 if self.vision is None else self.projector.num_tokens(self.vision.num_tokens)

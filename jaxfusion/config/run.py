@@ -1,0 +1,70 @@
+"""What a run does with a model: data, training, devices, evaluation, generation."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxfusion.config.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    name: str = "digit_scenes"  # a built-in data set or any prepared TFDS data set with the fields the task reads
+    data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
+    task: Literal["caption", "question_answer", "fill", "classify"] = "caption"
+    languages: tuple[Literal["en", "zh"], ...] = ("en",)
+    modalities: tuple[Literal["image", "text"], ...] = ("image", "text")  # leave one out to see what it was worth
+    train_split: str = "train"
+    test_split: str = "test"
+    row_length: int = 64  # positions in a row, visual tokens included; samples are packed into rows or padded to it
+    vocab_size: int = 512  # upper bound for the tokenizer that is trained on the training text
+    segment_words: bool = False  # Chinese text goes through word segmentation
+    remove_stop_words: bool = False  # after segmentation; negations stay
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    num_steps: int = 1000
+    batch_size: int = 64  # rows a step, over all devices
+    learning_rate: float = 1e-3  # the peak, after the warm-up
+    warmup_steps: int = 50
+    weight_decay: float = 0.05  # on matrices only
+    clip_norm: float = 1.0  # of the gradient's global norm
+    seed: int = 0
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    strategy: Literal["mesh", "pmap"] = "mesh"  # over all local devices; rows are shared out evenly
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    every: int = 0  # steps between evaluations during training; 0: at the end only
+    num_examples: int = 1000  # held-out samples, 0: all
+    batch_size: int = 100
+    postprocess: bool = False  # clean predicted text before it is compared and shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    max_new_tokens: int = 64
+    temperature: float = 0.0  # 0: greedy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The name is kept for the server's settings; it has none yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
