@@ -1,1 +1,20 @@
-"""JaxFusion."""
+"""JaxFusion: train and run language models that see.
+
+    import jax, jaxfusion
+
+    model = jaxfusion.build(config)
+    params = jaxfusion.init(model, jax.random.key(0))
+    logits = jax.jit(jaxfusion.forward, static_argnums=0)(model, params, batch)
+
+Importing this loads only what the model functions need; data, training and reports load where they are used.
+"""
+
+from jaxfusion.batch import Batch
+from jaxfusion.config import Config, ModelConfig, default_config
+from jaxfusion.errors import UserError
+from jaxfusion.generation.decode import generate_tokens
+from jaxfusion.generation.generate import generate
+from jaxfusion.models.vlm import Model, build, forward, init
+from jaxfusion.training.losses import loss
+
+__version__ = "0.1.0"

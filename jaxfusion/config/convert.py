@@ -6,36 +6,42 @@ Everything a person can get wrong is caught here, by the full name of the key, i
 import ast
 import dataclasses
 import difflib
+import re
 import runpy
 import traceback
 import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import ml_collections
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxfusion.config.presets import PRESETS
 from jaxfusion.config.run import Config
 from jaxfusion.errors import UserError
 
+if TYPE_CHECKING:  # the typed configs must work where only the model functions' dependencies are installed
+    import ml_collections
+
 T = TypeVar("T")
 
 
 def to_dict(value: Any) -> Any:
-    """Dataclasses to plain nested dicts that JSON can hold; a room's dict carries its `kind`."""
+    """Dataclasses and ConfigDicts, at any depth, to nested dicts that JSON can hold; a room's carries its `kind`."""
     if dataclasses.is_dataclass(value):
         kind = {"kind": value.kind} if hasattr(value, "kind") else {}
         return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "items"):  # a ConfigDict is no Mapping by type
+        return {key: to_dict(item) for key, item in value.items()}
     return value
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
-    """A dataclass from a mapping (dict or ConfigDict), checked key by key. Raises UserError."""
+def from_dict(cls: type[T], values: Any, path: str = "config") -> T:
+    """A dataclass from a dict or ConfigDict (dataclasses may stand in it), checked key by key. Raises UserError."""
+    values = to_dict(values)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected settings, got {values!r}; set its fields, as in {path}.{_first(cls)}")
     hints = get_type_hints(cls)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-    given = {key: values[key] for key in values if key != "kind"}
+    given = {key: value for key, value in values.items() if key != "kind" or not hasattr(cls, "kind")}
     for key in given:
         if key not in fields:
             raise UserError(f"{path}.{key}: there is no such setting; {_nearest(key, fields)}")
@@ -46,13 +52,6 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, types.UnionType) or get_origin(hint) is Union:
         return _union_value(get_args(hint), value, path)
     if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
-            return value
-        if not isinstance(value, Mapping | ml_collections.ConfigDict):
-            room = path.rpartition(".")[2]
-            if isinstance(value, str) and value in PRESETS.get(room, {}):
-                return PRESETS[room][value]
-            raise UserError(f"{path}: expected settings, got {value!r}; set its fields, as in {path}.{_first(hint)}")
         return from_dict(hint, value, path)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
@@ -77,16 +76,16 @@ def _tuple_value(args: tuple, value: Any, path: str) -> tuple:
 
 
 def _union_value(choices: tuple, value: Any, path: str) -> Any:
-    """A room: None, a preset's name, one of the dataclasses, or a mapping with a kind (or a preset) and fields."""
+    """A room: None, a preset's name, or a dict with a kind and fields."""
     presets = PRESETS[path.rpartition(".")[2]]
     kinds = {cls.kind: cls for cls in choices if dataclasses.is_dataclass(cls)}
-    if (value is None and type(None) in choices) or isinstance(value, tuple(kinds.values())):
-        return value
+    if value is None and type(None) in choices:
+        return None
     if isinstance(value, str):
         if value not in presets:
             raise UserError(f"{path}: {value!r} is not a choice; {_nearest(value, presets)}")
         return presets[value]
-    if not isinstance(value, Mapping | ml_collections.ConfigDict):
+    if not isinstance(value, dict):
         raise UserError(f"{path}: expected a name or settings with a kind, got {value!r}; {_nearest('', presets)}")
     if "kind" not in value:
         raise UserError(f"{path}: settings need a kind; {_nearest('', kinds)}")
@@ -95,7 +94,7 @@ def _union_value(choices: tuple, value: Any, path: str) -> Any:
     return from_dict(kinds[value["kind"]], value, path)
 
 
-def _nearest(name: Any, choices: typing.Iterable) -> str:
+def _nearest(name: Any, choices: Iterable) -> str:
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(name), names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
@@ -109,8 +108,10 @@ def _first(cls: Any) -> str:
     return dataclasses.fields(cls)[0].name if dataclasses.fields(cls) else "..."
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> "ml_collections.ConfigDict":
     """All defaults as a ConfigDict to be changed in a config file; unknown names raise at the line that sets them."""
+    import ml_collections
+
     return ml_collections.ConfigDict(to_dict(Config()), type_safe=False).lock()
 
 
@@ -126,18 +127,42 @@ def read_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a config file, as in configs/"
         raise UserError(f"{path}: no such config file; {hint}")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
-    except KeyError:
-        raise UserError(f"{path}: it has no get_config(); define one that returns a config") from None
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config() if callable(get_config) else None
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        where = f"{path}:{error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else '?'}"
-        message = " ".join(str(error).split())
-        raise UserError(f"{where}: {type(error).__name__}: {message}; mend that line") from error
-    values = to_dict(config) if isinstance(config, Config) else config.to_dict()
-    for name, text in (overrides or {}).items():
+        raise UserError(f"{_where(path, error)}: {_reason(error)}") from error
+    if get_config is None:
+        raise UserError(f"{path}: it has no get_config(); define one that returns a config")
+    values = to_dict(config)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: get_config() returned {values!r}; let it return the config")
+    return override(values, overrides or {})
+
+
+def override(config: Any, texts: Mapping[str, str]) -> Config:
+    """The config (or the dict of one) with values from the command line put over it, by dotted names."""
+    values = to_dict(config)
+    for name, text in texts.items():
         _override(values, name, text)
     return from_dict(Config, values)
+
+
+def _where(path: Path, error: Exception) -> str:
+    """The file and the line of it at which the error arose."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f"{path}:{lines[-1]}" if lines and lines[-1] else str(path)
+
+
+def _reason(error: Exception) -> str:
+    """The error on one line. ConfigDict's message on an unknown name holds the whole config; it is cut to the name."""
+    text = str(error)
+    if near := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
+        return f"there is no setting {near[2]!r}; did you mean {near[1]!r}?"
+    if unknown := re.search(r'Key "(.+?)" does not exist', text):
+        return f"there is no setting {unknown[1]!r} here; mend that line"
+    return f"{type(error).__name__}: {' '.join(text.split())}; mend that line"
 
 
 def _override(values: dict[str, Any], name: str, text: str) -> None:
@@ -153,17 +178,16 @@ def _override(values: dict[str, Any], name: str, text: str) -> None:
         if not isinstance(here[key], dict):
             raise UserError(f"config.{name}: {path} is {here[key]!r} and has no settings; choose another value for it")
         here = here[key]
-    here[last] = _literal(text, of=here.get(last))
+    is_text = isinstance(here.get(last), str) and last not in PRESETS  # a room's name may give way to None or a dict
+    here[last] = text if is_text else _literal(text)
 
 
-def _literal(text: str, of: Any) -> Any:
+def _literal(text: str) -> Any:
     """Python's reading of the text, or the text itself; 'true' and 'none' count, whatever their case."""
-    if isinstance(of, str):
-        return text
     lowered = {"true": True, "false": False, "none": None}
     if text.lower() in lowered:
         return lowered[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text

@@ -15,7 +15,7 @@ class DataConfig:
     modalities: tuple[Literal["image", "text"], ...] = ("image", "text")  # leave one out to see what it was worth
     train_split: str = "train"
     test_split: str = "test"
-    row_length: int = 64  # positions in a row, visual tokens included; samples are packed into rows or padded to it
+    row_length: int = 64  # positions in a row, visual tokens included; a sample that is longer is refused by name
     vocab_size: int = 512  # upper bound for the tokenizer that is trained on the training text
     segment_words: bool = False  # Chinese text goes through word segmentation
     remove_stop_words: bool = False  # after segmentation; negations stay

@@ -1,0 +1,24 @@
+"""Questions about digit scenes in English and Chinese: which digit where, what colour, how many, and their sum."""
+
+from jaxfusion.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "digit_scenes"
+    config.data.task = "question_answer"
+    config.data.languages = ("en", "zh")
+    config.data.row_length = 96  # the picture once, then its four questions and answers in random order
+
+    config.model.width = 96
+    config.model.vision = "vgg-tiny"
+    config.model.projector = "linear"
+    config.model.fusion = "place"
+    config.model.decoder.num_layers = 2
+
+    config.train.num_steps = 2000
+    config.train.batch_size = 64
+    config.train.learning_rate = 2e-3
+
+    config.generate.max_new_tokens = 8
+    return config

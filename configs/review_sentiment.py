@@ -1,0 +1,31 @@
+"""Sentiment of short Chinese restaurant reviews with a picture, where neither text nor picture is enough.
+
+See what each is worth: --config.data.modalities="('text',)" or "('image',)".
+"""
+
+from jaxfusion.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "restaurant_reviews"
+    config.data.task = "classify"
+    config.data.languages = ("zh",)
+    config.data.segment_words = True
+    config.data.remove_stop_words = True
+    config.data.row_length = 64
+    config.data.vocab_size = 1024
+
+    config.model.width = 96
+    config.model.vision = "vgg-tiny"
+    config.model.projector = "linear"
+    config.model.fusion = "place"
+    config.model.encoder = "transformer"
+    config.model.decoder = "pooled-classifier"
+
+    config.train.num_steps = 400
+    config.train.batch_size = 64
+    config.train.learning_rate = 1e-3
+
+    config.evaluate.postprocess = True
+    return config

@@ -1,0 +1,1 @@
+"""Data: sources, tasks, tokenising, packing and loading."""

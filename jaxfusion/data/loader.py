@@ -1,0 +1,101 @@
+"""From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxfusion.batch import Batch
+from jaxfusion.config.model import LookupConfig, ModelConfig
+from jaxfusion.config.run import DataConfig
+from jaxfusion.data import builtin
+from jaxfusion.data.images import read_image, resize_image
+from jaxfusion.data.messages import Message, Sample
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tasks import samples_of
+from jaxfusion.data.tokenise import Layout, tokenise
+from jaxfusion.errors import UserError
+from jaxfusion.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set's splits and the names of its classes (empty where the task has none)."""
+
+    train: Sequence[Any]
+    test: Sequence[Any]
+    labels: tuple[str, ...]
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Prepares a built-in data set, or opens one that TFDS has prepared. Raises UserError where it cannot be had."""
+    import tensorflow_datasets as tfds
+
+    builder = builtin.prepare(config.name, config.data_dir or None)
+    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
+    sources = []
+    for key in ("train_split", "test_split"):
+        split = getattr(config, key)
+        if split.split("[")[0] not in builder.info.splits:
+            known = ", ".join(builder.info.splits)
+            raise UserError(f"config.data.{key}: {config.name} has no split {split!r}; choose from {known}")
+        sources.append(builder.as_data_source(split, decoders=decoders))
+    classes = builder.info.features["label"].names if "label" in builder.info.features else ()
+    return Dataset(*sources, labels=tuple(classes))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns a record into samples: the task's settings, and the picture as the vision room takes it."""
+
+    data: DataConfig
+    model: ModelConfig
+    labels: tuple[str, ...]
+
+    def samples(self, record: Any) -> list[Sample]:
+        return samples_of(record, self.data, self._image(record), list(self.labels))
+
+    def _image(self, record: Any) -> np.ndarray | None:
+        if self.model.vision is None or "image" not in self.data.modalities:
+            return None
+        if isinstance(self.model.vision, LookupConfig):
+            return np.int32(record["image_id"])
+        return resize_image(read_image(record["image"]), self.model.vision.image_size)
+
+
+def train_iterator(
+    source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, batch_size: int, seed: int
+) -> grain.DatasetIterator:
+    """Endless shuffled batches; `get_state()` and `set_state()` tell and set the place, exactly.
+
+    Each visit of a record takes one of its samples at random, or, where a conversation is learned, all of them on the
+    same picture in random order.
+    """
+    layout = Layout.of(reader.model)
+
+    def choose(record: Any, rng: np.random.Generator) -> Any:
+        samples = reader.samples(record)
+        if layout.predict == "next":
+            group = rng.choice(sorted({sample.group for sample in samples}))
+            samples = [sample for sample in samples if sample.group == group]
+            return tokenise(_dialogue([samples[i] for i in rng.permutation(len(samples))]), tokenizer, layout)
+        return tokenise(samples[rng.integers(len(samples))], tokenizer, layout)
+
+    def to_batch(segments: Sequence[Any]) -> Batch:
+        return pack([[segment] for segment in segments], reader.data.row_length, layout.tokens_per_image)
+
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(choose)
+    return iter(dataset.to_iter_dataset().batch(batch_size, drop_remainder=True, batch_fn=to_batch))
+
+
+def _dialogue(samples: list[Sample]) -> Sample:
+    """Samples on the same picture as one conversation, in which the picture is shown once."""
+    first, *rest = samples
+    messages = list(first.messages)
+    for sample in rest:
+        question, reply = sample.messages
+        text = tuple(part for part in question.parts if part not in question.images)
+        messages += [Message("user", text), reply]
+    return Sample(first.id, first.group, tuple(messages))

@@ -1,0 +1,72 @@
+"""What a task makes of a record: a conversation whose messages mix text and images."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as the vision room takes it: uint8[H, W, 3] pixels, an id, or float[K, D] features."""
+
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Text that the model does not get to see and has to fill in."""
+
+    text: str
+
+
+Part = str | Image | Masked
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Literal["user", "assistant"]
+    parts: tuple[Part, ...]
+
+    @property
+    def images(self) -> list[Image]:
+        return [part for part in self.parts if isinstance(part, Image)]
+
+    @property
+    def text(self) -> str:
+        """The message without its images, masked text shown."""
+        return "".join(
+            part.text if isinstance(part, Masked) else part for part in self.parts if not isinstance(part, Image)
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to learn from, or to be asked.
+
+    id:       names the record it came from, for people and error messages.
+    group:    what evaluation counts separately, such as the language.
+    messages: user and assistant in turn; the last is the assistant's, the answer to compare with.
+    label:    the class, where the task is classification.
+    """
+
+    id: str
+    group: str
+    messages: tuple[Message, ...]
+    label: int | None = None
+
+    @property
+    def prompt(self) -> str:
+        return self.messages[-2].text
+
+    @property
+    def reference(self) -> str:
+        return self.messages[-1].text
+
+
+def ask(*parts: Any) -> Message:
+    return Message("user", parts)
+
+
+def answer(*parts: Any) -> Message:
+    return Message("assistant", parts)

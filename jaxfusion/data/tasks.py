@@ -1,0 +1,112 @@
+"""Tasks: what to make of a record. Each gives all the samples that a record holds in one language.
+
+A task reads fields by name (`caption_en`, `questions_zh`, ...); `prepare_text` is applied to what people wrote.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxfusion.config.run import DataConfig
+from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.errors import UserError
+from jaxfusion.text.segmentation import remove_stop_words, segment
+
+Record = Mapping[str, Any]
+
+
+def samples_of(record: Record, config: DataConfig, image: np.ndarray | None, labels: list[str]) -> list[Sample]:
+    """The record's samples in every language of the config, in a fixed order.
+
+    image:  what the vision room takes, or None to leave the picture out.
+    labels: names of the classes, for the task "classify".
+    """
+    images = () if image is None else (Image(image),)
+    return [
+        sample
+        for language in config.languages
+        for sample in TASKS[config.task](record, images, language, config, labels)
+    ]
+
+
+def _caption(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
+    caption = _text(record, f"caption_{language}", config)
+    return [Sample(_id(record), language, (ask(*images), answer(caption)))]
+
+
+def _question_answer(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
+    questions, answers = (_texts(record, f"{field}_{language}", config) for field in ("questions", "answers"))
+    return [
+        Sample(f"{_id(record)}-{i}", language, (ask(*images, _prepared(question, language, config)), answer(reply)))
+        for i, (question, reply) in enumerate(zip(questions, answers, strict=True))
+    ]
+
+
+def _fill(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
+    """The caption with every word hidden that only the picture can tell: digits, sizes, colours."""
+    caption = _text(record, f"caption_{language}", config)
+    parts = _hide(caption, VISIBLE_ONLY[language])
+    return [Sample(_id(record), language, (ask(*images, *parts), answer(caption)))]
+
+
+def _classify(
+    record: Record, images: tuple[Image, ...], language: str, config: DataConfig, labels: list[str]
+) -> list[Sample]:
+    text = _prepared(_text(record, "text", config), language, config) if "text" in config.modalities else ""
+    label = int(_field(record, "label", config))
+    return [Sample(_id(record), language, (ask(*images, text), answer(labels[label])), label)]
+
+
+TASKS: dict[str, Callable[..., list[Sample]]] = {
+    "caption": _caption,
+    "question_answer": _question_answer,
+    "fill": _fill,
+    "classify": _classify,
+}
+
+# What the task "fill" hides, in the words of the built-in digit scenes.
+VISIBLE_ONLY = {
+    "en": [*"0123456789", "small", "large", "red", "green", "blue", "yellow", "white"],
+    "zh": [*"0123456789", "小", "大", "红色", "绿色", "蓝色", "黄色", "白色"],
+}
+
+
+def _hide(text: str, words: list[str]) -> list[str | Masked]:
+    """Cuts a text around the given words, each of which is masked together with a space before it."""
+    import re
+
+    pattern = re.compile(rf"( ?(?:{'|'.join(words)})(?![a-z]))")
+    return [Masked(piece) if i % 2 else piece for i, piece in enumerate(pattern.split(text)) if piece]
+
+
+def _prepared(text: str, language: str, config: DataConfig) -> str:
+    if not config.segment_words:
+        return text
+    words = segment(text)
+    return " ".join(remove_stop_words(words, language) if config.remove_stop_words else words)
+
+
+def _id(record: Record) -> str:
+    return str(int(record["image_id"]))
+
+
+def _field(record: Record, name: str, config: DataConfig) -> Any:
+    if name not in record:
+        raise UserError(
+            f"config.data.name: {config.name} has no field {name!r}, which the task {config.task!r} reads; "
+            f"its fields are {', '.join(record)}"
+        )
+    return record[name]
+
+
+def _text(record: Record, name: str, config: DataConfig) -> str:
+    return _decoded(_field(record, name, config))
+
+
+def _texts(record: Record, name: str, config: DataConfig) -> list[str]:
+    return [_decoded(item) for item in _field(record, name, config)]
+
+
+def _decoded(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,142 @@
+"""Evaluation on held-out samples: test loss and accuracy, and what the model says against what is true."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfusion.config import Config
+from jaxfusion.data.loader import Reader
+from jaxfusion.data.messages import Sample
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Layout, Segment, tokenise
+from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
+from jaxfusion.generation.generate import answer_messages
+from jaxfusion.generation.sampling import Greedy, Sampler, Temperature
+from jaxfusion.models.vlm import Model, Params, forward
+from jaxfusion.text.postprocess import postprocess
+from jaxfusion.training.losses import LossSums, loss_sums
+
+# What the score of each task is called in evaluation.json.
+HEADLINE = {
+    "caption": "caption_exact_match",
+    "question_answer": "answer_accuracy",
+    "fill": "fill_exact_match",
+    "classify": "class_accuracy",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: names to numbers, the headline first. predictions: one text a sample, beside `samples`.
+    confusion: counts by true and predicted class, for classification."""
+
+    metrics: dict[str, float]
+    samples: list[Sample]
+    predictions: list[str]
+    confusion: np.ndarray | None = None
+
+
+def sampler_of(config: Config) -> Sampler:
+    temperature = config.generate.temperature
+    return Temperature(temperature=temperature) if temperature > 0 else Greedy()
+
+
+def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[Sample]:
+    """The first samples of a split, record by record; limit 0 is all of them."""
+    samples: list[Sample] = []
+    for index in range(len(source)):
+        samples += reader.samples(source[index])
+        if limit and len(samples) >= limit:
+            return samples[:limit]
+    return samples
+
+
+def evaluate(config: Config, model: Model, params: Params, samples: list[Sample], labels: Sequence[str]) -> Evaluation:
+    """Loss, accuracy and predictions on the samples.
+
+    Metrics: test_loss (nats) and test_accuracy over all positions that carry loss; the task's headline, the share of
+    samples that are right as a whole, over all and for each group (language); for "fill", masked_accuracy over the
+    hidden tokens alone.
+    """
+    layout = Layout.of(model.config)
+    segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
+    batches = list(_batches(segments, config, layout))
+    sums, argmax = _read_all(model, params, batches)
+    metrics: dict[str, float] = {}
+    confusion = None
+    if layout.predict == "next":
+        predictions = _generated(config, model, params, samples)
+    elif layout.predict == "class":
+        predicted = [int(row[len(segment.tokens) - 1]) for row, segment in zip(argmax, segments, strict=True)]
+        confusion = confusion_matrix([sample.label for sample in samples], predicted, len(labels))
+        predictions = [labels[index] for index in predicted]
+    else:
+        rows = [row[: len(segment.tokens)] for row, segment in zip(argmax, segments, strict=True)]
+        predictions = [model.tokenizer.decode(row[1:-1]) for row in rows]
+        hidden = [segment.tokens == model.tokenizer.mask_id for segment in segments]
+        right = [row == segment.targets for row, segment in zip(rows, segments, strict=True)]
+        metrics["masked_accuracy"] = float(np.mean(np.concatenate(right)[np.concatenate(hidden)]))
+    if config.evaluate.postprocess:
+        predictions = [postprocess(text) for text in predictions]
+    name = HEADLINE[config.data.task]
+    scores = {name: exact_match(predictions, [sample.reference for sample in samples])}
+    groups = sorted({sample.group for sample in samples})
+    for group in groups if len(groups) > 1 else ():
+        pairs = [(p, s.reference) for p, s in zip(predictions, samples, strict=True) if s.group == group]
+        scores[f"{name}_{group}"] = exact_match(*zip(*pairs, strict=True))
+    scores |= metrics | {"test_accuracy": float(sums.accuracy), "test_loss": float(sums.mean_loss)}
+    return Evaluation(scores, samples, predictions, confusion)
+
+
+def test_losses(config: Config, model: Model, params: Params, samples: list[Sample]) -> dict[str, float]:
+    """test_loss and test_accuracy alone, quick enough to be taken during training."""
+    layout = Layout.of(model.config)
+    segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
+    sums, _ = _read_all(model, params, _batches(segments, config, layout))
+    return {"test_loss": float(sums.mean_loss), "test_accuracy": float(sums.accuracy)}
+
+
+def _batches(segments: list[Segment], config: Config, layout: Layout) -> Iterator[tuple[Any, int]]:
+    """Batches of one size, the last one filled up with rows that carry no loss, and how many rows are real."""
+    size = config.evaluate.batch_size
+    for start in range(0, len(segments), size):
+        part = segments[start : start + size]
+        empty = part[0]._replace(loss_weights=np.zeros_like(part[0].loss_weights))
+        rows = [[segment] for segment in part + [empty] * (size - len(part))]
+        yield pack(rows, config.data.row_length, layout.tokens_per_image), len(part)
+
+
+def _read_all(model: Model, params: Params, batches: Iterable[tuple[Any, int]]) -> tuple[LossSums, list[np.ndarray]]:
+    """Loss sums of all batches, and each real row's most probable ids."""
+    sums, argmax = [], []
+    for batch, num_real in batches:
+        part, ids = _reader(model)(params, batch)
+        sums.append(part)
+        argmax += list(np.asarray(ids)[:num_real])
+    return jax.tree.map(lambda *parts: sum(parts), *sums), argmax
+
+
+@cache
+def _reader(model: Model) -> Any:
+    @jax.jit
+    def read(params: Params, batch: Any) -> tuple[LossSums, jax.Array]:
+        logits = forward(model, params, batch)
+        return loss_sums(logits, batch), logits.argmax(axis=-1)
+
+    return read
+
+
+def _generated(config: Config, model: Model, params: Params, samples: list[Sample]) -> list[str]:
+    size, predictions = config.evaluate.batch_size, []
+    for start in range(0, len(samples), size):
+        prompts = [sample.messages[:-1] for sample in samples[start : start + size]]
+        filled = prompts + prompts[:1] * (size - len(prompts))
+        answers = answer_messages(
+            model, params, filled, max_new_tokens=config.generate.max_new_tokens, sampler=sampler_of(config)
+        )
+        predictions += answers[: len(prompts)]
+    return predictions

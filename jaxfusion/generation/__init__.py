@@ -1,0 +1,1 @@
+"""Generating text: caches, samplers and the decoding loop."""

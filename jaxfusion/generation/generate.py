@@ -1,0 +1,89 @@
+"""Text in, text out: prompts with images to the model's answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfusion.data.messages import Image, Message
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Layout, tokenise_prompt
+from jaxfusion.errors import UserError
+from jaxfusion.generation.decode import generate_tokens
+from jaxfusion.generation.sampling import Sampler
+from jaxfusion.models.vlm import Model, Params
+
+# Rows are padded to a multiple of this, so that prompts of nearly the same length share one compiled program.
+BUCKET = 32
+
+
+def generate(
+    model: Model,
+    params: Params,
+    prompts: Sequence[str],
+    images: Sequence[Any] | None = None,
+    *,
+    max_new_tokens: int = 64,
+    sampler: Sampler | None = None,
+    rng: jax.Array | None = None,
+) -> list[str]:
+    """The model's answer to each prompt.
+
+    prompts: texts; "" where the image alone is the prompt.
+    images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
+    Raises UserError for an unreadable image, or a prompt longer than the model's context.
+    """
+    if images is not None and len(images) != len(prompts):
+        raise UserError(f"images: {len(images)} entries for {len(prompts)} prompts; give one (or None) for each prompt")
+    given = [None] * len(prompts) if images is None else images
+    messages = [
+        Message("user", (*(Image(image) for image in _read(model, entry)), prompt))
+        for prompt, entry in zip(prompts, given, strict=True)
+    ]
+    return answer_messages(
+        model, params, [(m,) for m in messages], max_new_tokens=max_new_tokens, sampler=sampler, rng=rng
+    )
+
+
+def answer_messages(
+    model: Model,
+    params: Params,
+    conversations: Sequence[tuple[Message, ...]],
+    *,
+    max_new_tokens: int,
+    sampler: Sampler | None = None,
+    rng: jax.Array | None = None,
+) -> list[str]:
+    """As `generate`, for conversations whose last message is the user's."""
+    if model.tokenizer is None:
+        raise UserError("the model has no tokenizer; load it from a workdir, or give one to build(config, tokenizer)")
+    layout, tokenizer = Layout.of(model.config), model.tokenizer
+    segments = [tokenise_prompt(messages, tokenizer, layout) for messages in conversations]
+    longest = max(len(segment.tokens) for segment in segments)
+    context = model.config.text_embedding.max_positions
+    if longest + max_new_tokens > context:
+        raise UserError(
+            f"a prompt takes {longest} positions (images included) and with {max_new_tokens} new tokens exceeds the "
+            f"model's context of {context}; shorten the prompt or lower generate.max_new_tokens"
+        )
+    row_length = min(-(-longest // BUCKET) * BUCKET, context - max_new_tokens)
+    batch = pack([[segment] for segment in segments], row_length, layout.tokens_per_image)
+    eos = tokenizer.eos_id
+    tokens = generate_tokens(
+        model, params, batch, max_new_tokens=max_new_tokens, sampler=sampler, eos_token_id=eos, rng=rng
+    )
+    return [tokenizer.decode(row) for row in np.asarray(tokens)]
+
+
+def _read(model: Model, entry: Any) -> list[np.ndarray]:
+    from jaxfusion.data.images import read_image, resize_image
+
+    entries = entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]
+    if entries and model.config.vision is None:
+        raise UserError("the model has no vision room and was given an image; leave the image out")
+    if not hasattr(model.config.vision, "image_size"):
+        return [np.asarray(value) for value in entries]
+    pictures = [read_image(value) if isinstance(value, str | Path | bytes) else np.asarray(value) for value in entries]
+    return [resize_image(picture, model.config.vision.image_size) for picture in pictures]

@@ -1,0 +1,150 @@
+"""The command line: one config, one workdir, and what to do with them."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxfusion.errors import UserError
+
+EPILOG = """\
+Any value of the config can be set here: --config.train.num_steps=2000 --config.model.vision=vit-tiny
+
+examples:
+  jaxfusion --config configs/quickstart.py
+  jaxfusion --mode evaluate --workdir runs/quickstart
+  jaxfusion --mode generate --workdir runs/quickstart --image scene.png
+  jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    try:
+        overrides = _overrides(rest)
+        _quieten()
+        if args.mode == "train":
+            _train(args, overrides)
+        elif args.mode == "evaluate":
+            _evaluate(args, overrides)
+        else:
+            _generate(args, overrides)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"jaxfusion: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxfusion",
+        description="Train, evaluate and use language models that see.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the experiment: a Python file with get_config()")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
+    )
+    parser.add_argument("--mode", choices=("train", "evaluate", "generate"), default="train", help="default: train")
+    parser.add_argument(
+        "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
+    )
+    parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    """--config.a.b=value, or --config.a.b value, to {"a.b": "value"}."""
+    overrides, arguments = {}, iter(rest)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--config."):
+            raise UserError(f"{argument}: no such option; see --help")
+        if not equals:
+            value = next(arguments, None)
+            if value is None:
+                raise UserError(f"{name}: a value is missing; write {name}=VALUE")
+        overrides[name.removeprefix("--config.")] = value
+    return overrides
+
+
+def _quieten() -> None:
+    """The progress display is what people look at; libraries' notices go unless they are errors."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax")
+
+
+def _train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.config import read_config
+    from jaxfusion.experiment import train_run
+
+    if args.config is None:
+        raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
+    config = read_config(args.config, overrides)
+    workdir = args.workdir or Path("runs") / args.config.stem
+    _show(train_run(config, workdir), workdir)
+
+
+def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.experiment import evaluate_run
+
+    config, workdir = _trained(args, overrides)
+    _show(evaluate_run(config, workdir), workdir)
+
+
+def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.evaluation.evaluate import sampler_of
+    from jaxfusion.generation.generate import generate
+    from jaxfusion.text.postprocess import postprocess
+    from jaxfusion.workdir import load
+
+    config, workdir = _trained(args, overrides)
+    model, params = load(workdir)
+    images = [args.image] if args.image else None
+    new_tokens = config.generate.max_new_tokens
+    (text,) = generate(model, params, [args.prompt], images, max_new_tokens=new_tokens, sampler=sampler_of(config))
+    print(postprocess(text) if config.evaluate.postprocess else text)
+
+
+def _trained(args: argparse.Namespace, overrides: dict[str, str]):
+    """The config of a trained workdir, with what may change put over it."""
+    from jaxfusion.config import override
+    from jaxfusion.workdir import check_run, read_workdir_config
+
+    if args.workdir is None and args.config is None:
+        raise UserError("--workdir: none was given; name the directory of a trained run, for example runs/quickstart")
+    workdir = args.workdir or Path("runs") / args.config.stem
+    config = override(read_workdir_config(workdir), overrides)
+    check_run(workdir, config)
+    return config, workdir
+
+
+def _show(metrics: dict[str, float], workdir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(f"report: {workdir / 'report.html'}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

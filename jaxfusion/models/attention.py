@@ -1,0 +1,136 @@
+"""Attention over intervals: query i sees the keys [start_i, end_i), and nothing else is ever said about visibility.
+
+    causal          i -> [0, i + 1)              packed causal     i -> [first of its segment, i + 1)
+    bidirectional   i -> [0, length)             prefix-LM         i -> [first, end of the prompt) or [first, i + 1)
+    sliding window  i -> [i + 1 - window, i + 1) padding           i -> [0, 0), which gives zeros
+    decoding        the one new query of a row -> [0, tokens in the cache)
+
+No T x T mask exists in model code. `attention` chooses the kernel.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Kind = Literal["causal", "full", "ranges"]
+
+
+@struct.dataclass
+class Interval:
+    """Which keys each query sees.
+
+    start, end: int32[B, T], in key positions; an empty interval gives an output of zeros.
+    kind: static. "causal" and "full" promise one segment a row from position 0, padding only after it, so that what a
+          padded query sees does not matter; kernels that know no ranges may then be used. "ranges" promises nothing.
+    """
+
+    start: Int[Array, "B T"]
+    end: Int[Array, "B T"]
+    kind: Kind = struct.field(pytree_node=False, default="ranges")
+
+
+def causal(segment_ids: Int[Array, "B T"], packed: bool = True) -> Interval:
+    """Each position sees its own segment up to itself. Padding (segment 0) sees nothing."""
+    start, _ = _segment_bounds(segment_ids)
+    end = jnp.where(segment_ids > 0, jnp.arange(segment_ids.shape[1]) + 1, 0)
+    return Interval(start, end, "ranges" if packed else "causal")
+
+
+def bidirectional(segment_ids: Int[Array, "B T"], packed: bool = True) -> Interval:
+    """Each position sees the whole of its own segment."""
+    start, end = _segment_bounds(segment_ids)
+    return Interval(start, end, "ranges" if packed else "full")
+
+
+def prefix_lm(segment_ids: Int[Array, "B T"], prompt_mask: Bool[Array, "B T"]) -> Interval:
+    """Positions of a segment's prompt see the whole prompt; later ones see back to the segment's start.
+
+    prompt_mask: True on a leading run of each segment.
+    """
+    # A prompt is its segment's own segment, in the sense of the bounds: its ids are made distinct from the answer's.
+    _, prompt_end = _segment_bounds(2 * segment_ids + prompt_mask)
+    interval = causal(segment_ids)
+    return interval.replace(end=jnp.where(prompt_mask & (segment_ids > 0), prompt_end, interval.end))
+
+
+def sliding_window(interval: Interval, window: int) -> Interval:
+    """Nothing further back than `window` positions, the query's own counted."""
+    position = jnp.arange(interval.start.shape[1])
+    return Interval(jnp.maximum(interval.start, position + 1 - window), interval.end)
+
+
+def _segment_bounds(segment_ids: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """First position, and one past the last, of the run of equal ids around each position; (0, 0) where the id is 0."""
+    num_tokens = segment_ids.shape[1]
+    position = jnp.arange(num_tokens, dtype=jnp.int32)
+    edge = segment_ids[:, 1:] != segment_ids[:, :-1]
+    first = jnp.pad(edge, ((0, 0), (1, 0)), constant_values=True)
+    last = jnp.pad(edge, ((0, 0), (0, 1)), constant_values=True)
+    start = jax.lax.cummax(jnp.where(first, position, 0), axis=1)
+    end = jax.lax.cummin(jnp.where(last, position + 1, num_tokens), axis=1, reverse=True)
+    real = segment_ids > 0
+    return jnp.where(real, start, 0), jnp.where(real, end, 0)
+
+
+def attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S G H"],
+    value: Float[Array, "B S G H"],
+    interval: Interval,
+    *,
+    implementation: Literal["auto", "xla", "cudnn"] = "auto",
+) -> Float[Array, "B T N H"]:
+    """Softmax attention of each query over its interval of keys, scaled by 1/sqrt(H); softmax in float32.
+
+    N query heads share G key-value heads in groups of N/G (grouped-query attention, Ainslie et al. 2023).
+    implementation: "auto" takes cuDNN where `choose_kernel` says that it can be had, else XLA; the other two force one.
+    """
+    kernel = choose_kernel(query, key, interval) if implementation == "auto" else implementation
+    if kernel == "cudnn":
+        return _cudnn(query, key, value, interval)
+    return _xla(query, key, value, interval)
+
+
+def choose_kernel(query: Array, key: Array, interval: Interval) -> Literal["xla", "cudnn"]:
+    """The one table of kernels.
+
+    platform  dtype     interval      heads            kernel
+    gpu       16 bits   causal, full  H <= 128, H % 8  cuDNN flash attention
+    any       any       any           any              XLA
+    """
+    sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
+    head_dim = query.shape[-1]
+    fits = interval.kind != "ranges" and sixteen_bits and head_dim <= 128 and head_dim % 8 == 0
+    return "cudnn" if fits and query.shape[1] == key.shape[1] and jax.default_backend() == "gpu" else "xla"
+
+
+def _cudnn(query: Array, key: Array, value: Array, interval: Interval) -> Array:
+    if interval.kind == "ranges":
+        raise ValueError("cuDNN attention takes plain causal or full intervals; use implementation='auto' or 'xla'")
+    # Causal needs no lengths: right padding is only ever seen by padding.
+    lengths = interval.end[:, 0] if interval.kind == "full" else None
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=interval.kind == "causal",
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+
+
+def _xla(query: Array, key: Array, value: Array, interval: Interval) -> Array:
+    num_groups, head_dim = key.shape[2:]
+    query = query.reshape(*query.shape[:2], num_groups, -1, head_dim)
+    logits = jnp.einsum("btgnh,bsgh->bgnts", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
+    position = jnp.arange(key.shape[1])
+    seen = (position >= interval.start[..., None]) & (position < interval.end[..., None])
+    seen = seen[:, None, None]
+    logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0.0).astype(value.dtype)
+    out = jnp.einsum("bgnts,bsgh->btgnh", weights, value)
+    return out.reshape(*out.shape[:2], -1, head_dim)

@@ -1,0 +1,29 @@
+"""Attention from one sequence to another: for gated fusion and the perceiver resampler."""
+
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxfusion.models.attention import Interval, attention
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention whose queries come from x, keys and values from the context. Norms are the caller's."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Float[Array, "B S E"], interval: Interval
+    ) -> Float[Array, "B T D"]:
+        """interval: int32[B, T], of positions in the context. Raises ValueError where the heads do not divide D."""
+        width = x.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"{self.num_heads} attention heads do not divide the width {width}; change num_heads")
+
+        def heads(source: Array, name: str) -> Array:
+            return nn.DenseGeneral((self.num_heads, width // self.num_heads), dtype=self.dtype, name=name)(source)
+
+        mixed = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"), interval)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)

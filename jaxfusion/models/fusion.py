@@ -1,0 +1,88 @@
+"""Where visual tokens and text meet: in a position of their own, added, or by gated cross-attention."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxfusion.models.cross_attention import CrossAttention
+from jaxtyping import Array, Float, Int
+
+from jaxfusion.config.model import CrossAttentionFusionConfig
+from jaxfusion.models.attention import Interval
+from jaxfusion.models.stack import init_stack
+from jaxfusion.models.transformer import MLP, Interleaved, make_norm
+
+
+def place(
+    text: Float[Array, "B T D"], visual: Float[Array, "B S D"], visual_index: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """The visual token itself where one stands, the text elsewhere (index -1)."""
+    return jnp.where(visual_index[..., None] >= 0, _gather(visual, visual_index), text)
+
+
+def add(
+    text: Float[Array, "B T D"], visual: Float[Array, "B S D"], visual_index: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """H + V: each position's visual token added to its text embedding; the text alone where the index is -1."""
+    return text + jnp.where(visual_index[..., None] >= 0, _gather(visual, visual_index), 0)
+
+
+def _gather(visual: Array, visual_index: Array) -> Array:
+    return jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
+
+
+def visible_images(
+    segment_ids: Int[Array, "B T"], image_segment_ids: Int[Array, "B M"], tokens_per_image: int
+) -> Interval:
+    """For each position, the visual tokens of its own segment's images, as an interval of the row's M * K."""
+    segment, image = segment_ids[..., None], image_segment_ids[:, None]
+    before = jnp.sum((image > 0) & (image < segment), axis=-1)
+    own = jnp.sum((image > 0) & (image == segment), axis=-1)
+    return Interval(before * tokens_per_image, (before + own) * tokens_per_image)
+
+
+class GatedCrossAttention(nn.Module):
+    """x + tanh(gate) * cross_attention(x, visual), then the same with an MLP (Flamingo, Alayrac et al. 2022).
+
+    Both gates start at zero, so that a language model is untouched when training begins.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], visual: Float[Array, "B S D"], interval: Interval
+    ) -> Float[Array, "B T D"]:
+        def gate(name: str) -> Array:
+            return jnp.tanh(self.param(name, nn.initializers.zeros, ())).astype(self.dtype)
+
+        attend = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="attention")
+        x = x + gate("attention_gate") * attend(
+            make_norm("layer", 1e-6, self.dtype, "attention_norm")(x), visual, interval
+        )
+        mlp = MLP(4 * x.shape[-1], "gelu", self.dtype, name="mlp")
+        return x + gate("mlp_gate") * mlp(make_norm("layer", 1e-6, self.dtype, "mlp_norm")(x))
+
+
+class CrossAttentionFusion(nn.Module):
+    """Gated cross-attention layers to be interleaved with the Transformer's own."""
+
+    config: CrossAttentionFusionConfig
+    num_layers: int  # of the Transformer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, visual: Float[Array, "B S D"], interval: Interval) -> Interleaved:
+        layer = GatedCrossAttention(self.config.num_heads, self.dtype, parent=None)
+        width = visual.shape[-1]
+
+        def init_layers(rng: Array) -> Any:
+            one = jnp.zeros((1, 1), jnp.int32)
+            x = jnp.zeros((1, 1, width), self.dtype)
+            return init_stack(layer, rng, self.num_layers // self.config.every, x, x, Interval(one, one + 1))
+
+        def apply(params: Any, x: Array) -> Array:
+            return layer.apply({"params": params}, x, visual, interval)
+
+        return Interleaved(apply, self.param("layers", init_layers), self.config.every)

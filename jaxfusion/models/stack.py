@@ -1,0 +1,33 @@
+"""A stack of equal layers on stacked parameters, run as one scan or unrolled, with the same result."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Params = Any
+Layer = Callable[..., tuple[jax.Array, Any]]
+
+
+def init_stack(module: nn.Module, rng: jax.Array, num_layers: int, *args: Any) -> Params:
+    """Parameters of `num_layers` copies of `module`, each leaf with a leading layer axis."""
+    return jax.vmap(lambda r: module.init(r, *args)["params"])(jax.random.split(rng, num_layers))
+
+
+def run_stack(
+    apply: Layer, params: Params, x: jax.Array, xs: Any = None, *, scan: bool = True
+) -> tuple[jax.Array, Any]:
+    """x -> apply(params[l], x, xs[l]) for each layer l; returns the last x and the layers' second results, stacked.
+
+    scan: compile one layer and loop over it; False lays all layers out, which compiles longer and can run faster.
+    """
+    if scan:
+        return jax.lax.scan(lambda carry, layer: apply(layer[0], carry, layer[1]), x, (params, xs))
+    outputs = []
+    for index in range(jax.tree.leaves(params)[0].shape[0]):
+        layer_params, layer_xs = jax.tree.map(lambda leaf, i=index: leaf[i], (params, xs))
+        x, output = apply(layer_params, x, layer_xs)
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -1,0 +1,35 @@
+"""The first room: token ids to vectors, and learned positions where the model has them."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jaxfusion.config.model import TextEmbeddingConfig
+
+
+class TextEmbedding(nn.Module):
+    """A table of token embeddings, which may serve as the output matrix too, and one of positions."""
+
+    config: TextEmbeddingConfig
+    width: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        normal = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", normal, (self.config.vocab_size, self.width))
+        if self.config.positions == "learned":
+            self.position_embedding = self.param("position_embedding", normal, (self.config.max_positions, self.width))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding[tokens].astype(self.dtype)
+
+    def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """x with its learned position embeddings, visual tokens included; x itself where positions are rotary."""
+        if self.config.positions != "learned":
+            return x
+        return x + self.position_embedding[positions].astype(self.dtype)
+
+    def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits of each token by the transposed table, summed in float32."""
+        table = self.embedding.astype(self.dtype)
+        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)

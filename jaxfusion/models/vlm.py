@@ -1,0 +1,255 @@
+"""The whole model: five rooms in a row, and the pure functions that people import.
+
+model = build(config)
+params = init(model, jax.random.key(0))
+logits = forward(model, params, batch)          # float32[B, T, V]; jit with model static
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxfusion.models.projector import make_projector
+from jaxtyping import Array, Float, Int
+
+from jaxfusion.batch import Batch
+from jaxfusion.config import Config
+from jaxfusion.config.model import (
+    AddFusionConfig,
+    BiLSTMEncoderConfig,
+    CrossAttentionFusionConfig,
+    FeaturesConfig,
+    LookupConfig,
+    ModelConfig,
+    PooledClassifierConfig,
+    TransformerConfig,
+    TransformerDecoderConfig,
+)
+from jaxfusion.errors import UserError
+from jaxfusion.models import attention, fusion
+from jaxfusion.models.attention import Interval
+from jaxfusion.models.decoder import Output, pool_segments
+from jaxfusion.models.encoder import BiLSTM
+from jaxfusion.models.text_embedding import TextEmbedding
+from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
+from jaxfusion.models.vision import make_vision
+
+if TYPE_CHECKING:
+    from jaxfusion.text.tokenizer import Tokenizer
+
+Params = Any
+
+
+class VisualLanguageModel(nn.Module):
+    """Text embedding, vision and projector, fusion, encoder, decoder, as the config says."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        self.text_embedding = TextEmbedding(config.text_embedding, config.width, dtype)
+        if config.vision is not None:
+            self.vision = make_vision(config.vision, dtype)
+            self.projector = make_projector(config.projector, config.width, dtype)
+            if isinstance(config.fusion, CrossAttentionFusionConfig):
+                self.fusion = fusion.CrossAttentionFusion(config.fusion, _interleaved_stack(config).num_layers, dtype)
+        match config.encoder:
+            case TransformerConfig():
+                self.encoder = self._layers(config.encoder)
+            case BiLSTMEncoderConfig(num_layers=num_layers, implementation=implementation):
+                self.encoder = BiLSTM(num_layers, implementation, dtype)
+        match config.decoder:
+            case TransformerDecoderConfig(tie_embeddings=tied):
+                self.decoder = self._layers(config.decoder)
+                if not tied:
+                    self.output = Output(config.text_embedding.vocab_size, dtype)
+            case classifier:
+                self.decoder = Output(classifier.num_classes or config.text_embedding.vocab_size, dtype)
+
+    def _layers(self, config: TransformerConfig) -> TransformerLayers:
+        rotary = self.config.text_embedding.positions == "rotary"
+        return TransformerLayers(config, rotary, self.config.attention, jnp.dtype(self.config.dtype))
+
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B T V"]:
+        """Logits at every position."""
+        x, interleaved = self.encode(batch, self.see(batch), deterministic)
+        match self.config.decoder:
+            case TransformerDecoderConfig():
+                interval = self.decoder_interval(batch)
+                x, _ = self.decoder(x, interval, batch.positions, interleaved=interleaved, deterministic=deterministic)
+                return self.logits(x)
+            case PooledClassifierConfig(pool=pool):
+                return self.decoder(pool_segments(x, batch.segment_ids, pool))
+            case _:
+                return self.decoder(x)
+
+    def see(self, batch: Batch) -> Float[Array, "B S D"] | None:
+        """The row's visual tokens, all images in a line: S = M * K. None where there is nothing to see."""
+        if self.config.vision is None or batch.images is None:
+            return None
+        tokens = self.projector(self.vision(batch.images))
+        return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+
+    def encode(
+        self, batch: Batch, visual: Float[Array, "B S D"] | None, deterministic: bool = True
+    ) -> tuple[Float[Array, "B T D"], Interleaved | None]:
+        """Everything before the decoder: the decoder's input, and the cross-attention layers that go into it."""
+        x = self.text_embedding(batch.tokens)
+        interleaved = None
+        if visual is not None:
+            match self.config.fusion:
+                case CrossAttentionFusionConfig():
+                    interleaved = self.cross_attend(batch.segment_ids, batch.image_segment_ids, visual)
+                case AddFusionConfig():
+                    x = fusion.add(x, visual, batch.visual_index)
+                case _:
+                    x = fusion.place(x, visual, batch.visual_index)
+        x = self.text_embedding.add_positions(x, batch.positions)
+        if self.config.encoder is None:
+            return x, interleaved
+        # In front of a causal decoder only the prompt may be read in both directions: an answer would see its future.
+        causal = isinstance(self.config.decoder, TransformerDecoderConfig)
+        ids = jnp.where(batch.prompt_mask, batch.segment_ids, 0) if causal else batch.segment_ids
+        if isinstance(self.config.encoder, BiLSTMEncoderConfig):
+            encoded = self.encoder(x, ids, batch.packed)
+        else:
+            between = None if causal else interleaved
+            interval = attention.bidirectional(ids, batch.packed)
+            if self.config.encoder.window:
+                interval = attention.sliding_window(interval, self.config.encoder.window)
+            encoded, _ = self.encoder(x, interval, batch.positions, interleaved=between, deterministic=deterministic)
+        return jnp.where((ids > 0)[..., None], encoded, x), interleaved
+
+    def cross_attend(
+        self, segment_ids: Int[Array, "B T"], image_segment_ids: Int[Array, "B M"], visual: Float[Array, "B S D"]
+    ) -> Interleaved:
+        interval = fusion.visible_images(segment_ids, image_segment_ids, self.config.tokens_per_image)
+        return self.fusion(visual, interval)
+
+    def decoder_interval(self, batch: Batch) -> Interval:
+        config = self.config.decoder
+        if config.prefix_lm:
+            interval = attention.prefix_lm(batch.segment_ids, batch.prompt_mask)
+        else:
+            interval = attention.causal(batch.segment_ids, batch.packed)
+        return attention.sliding_window(interval, config.window) if config.window else interval
+
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return self.text_embedding.attend(x) if self.config.decoder.tie_embeddings else self.output(x)
+
+    def prefill(
+        self, batch: Batch, cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache, Float[Array, "B S D"] | None]:
+        """Reads one prompt a row into the cache; gives the logits of each row's first new token, and what it saw."""
+        visual = self.see(batch)
+        x, interleaved = self.encode(batch, visual)
+        interval = self.decoder_interval(batch)
+        x, cache = self.decoder(x, interval, batch.positions, interleaved=interleaved, cache=cache)
+        last = jnp.sum(batch.segment_ids > 0, axis=1) - 1
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+        return self.logits(x)[:, 0], cache, visual
+
+    def extend(
+        self,
+        tokens: Int[Array, " B"],
+        lengths: Int[Array, " B"],
+        cache: KVCache,
+        visual: Float[Array, "B S D"] | None,
+        image_segment_ids: Int[Array, "B M"] | None,
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """One more token of each row, at position lengths[b] of its cache; gives the logits of the next one."""
+        positions = lengths[:, None]
+        x = self.text_embedding.add_positions(self.text_embedding(tokens[:, None]), positions)
+        interleaved = None
+        if visual is not None and isinstance(self.config.fusion, CrossAttentionFusionConfig):
+            interleaved = self.cross_attend(jnp.ones_like(positions), image_segment_ids, visual)
+        window = self.config.decoder.window
+        start = jnp.maximum(positions + 1 - window, 0) if window else jnp.zeros_like(positions)
+        interval = Interval(start, positions + 1)
+        x, cache = self.decoder(x, interval, positions, interleaved=interleaved, cache=cache, cache_index=lengths)
+        return self.logits(x)[:, 0], cache
+
+
+def _interleaved_stack(config: ModelConfig) -> TransformerConfig | None:
+    """The Transformer that cross-attention layers go into: a causal decoder's, else the encoder's."""
+    stacks = (config.decoder, config.encoder)
+    return next((stack for stack in stacks if isinstance(stack, TransformerConfig)), None)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a config describes, without parameters. Hashable, so `jax.jit(forward, static_argnums=0)` works.
+
+    tokenizer: turns text into ids and back; only `generate` needs it.
+    """
+
+    config: ModelConfig
+    tokenizer: "Tokenizer | None" = field(default=None, compare=False, repr=False)
+
+    @property
+    def module(self) -> VisualLanguageModel:
+        return VisualLanguageModel(self.config)
+
+
+def build(config: ModelConfig | Config, tokenizer: "Tokenizer | None" = None) -> Model:
+    """The model that a config describes. Raises UserError where its parts do not fit together."""
+    config = config.model if isinstance(config, Config) else config
+    _check(config)
+    return Model(config, tokenizer)
+
+
+def init(model: Model, rng: Array) -> Params:
+    """Fresh float32 parameters: a nested dict whose first keys are the rooms' names."""
+    return model.module.init(rng, _smallest_batch(model.config))["params"]
+
+
+def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T V"]:
+    """Logits in float32 at every position. Dropout, where the config has any, is on when a dropout_rng is given."""
+    rngs = None if dropout_rng is None else {"dropout": dropout_rng}
+    return model.module.apply({"params": params}, batch, deterministic=dropout_rng is None, rngs=rngs)
+
+
+def _smallest_batch(config: ModelConfig) -> Batch:
+    """One row that holds one image, enough to give every parameter its shape."""
+    match config.vision:
+        case None:
+            images = None
+        case LookupConfig():
+            images = jnp.zeros((1, 1), jnp.int32)
+        case FeaturesConfig(num_tokens=num_tokens, feature_width=width):
+            images = jnp.zeros((1, 1, num_tokens, width), jnp.float32)
+        case vision:
+            images = jnp.zeros((1, 1, vision.image_size, vision.image_size, 3), jnp.uint8)
+    return Batch.from_tokens(jnp.zeros((1, 2), jnp.int32), images)
+
+
+def _check(config: ModelConfig) -> None:
+    def refuse(key: str, message: str) -> None:
+        raise UserError(f"config.model.{key}: {message}")
+
+    if config.text_embedding.vocab_size <= 0:
+        refuse(
+            "text_embedding.vocab_size", "the vocabulary has no size yet; set it, or let training take it from the data"
+        )
+    for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        if isinstance(stack, TransformerConfig):
+            if not stack.head_dim and config.width % stack.num_heads:
+                refuse(f"{name}.num_heads", f"{stack.num_heads} does not divide the width {config.width}; change one")
+            if stack.num_kv_heads and stack.num_heads % stack.num_kv_heads:
+                refuse(
+                    f"{name}.num_kv_heads",
+                    f"{stack.num_kv_heads} does not divide num_heads {stack.num_heads}; change one",
+                )
+    if isinstance(config.encoder, BiLSTMEncoderConfig) and config.width % 2:
+        refuse("width", f"{config.width} is odd, and a bidirectional LSTM halves it; use an even width")
+    if isinstance(config.decoder, PooledClassifierConfig) and config.decoder.num_classes <= 0:
+        refuse(
+            "decoder.num_classes", "the classifier has no classes yet; set it, or let training take it from the data"
+        )
+    if config.vision is not None and isinstance(config.fusion, CrossAttentionFusionConfig):
+        stack = _interleaved_stack(config)
+        if stack is None:
+            refuse("fusion", "cross-attention goes between Transformer layers and there are none; use place or add")
+        elif stack.num_layers % config.fusion.every:
+            refuse("fusion.every", f"{config.fusion.every} does not divide the {stack.num_layers} layers; change one")

@@ -1,0 +1,139 @@
+"""Data parallelism over all local devices, by two roads with one interface and the same numbers.
+
+parallel = make_parallel(config.parallel)
+step = parallel.compile(partial(train_step, model, optimizer), donate=True)
+state = parallel.put_state(state)
+state, metrics = step(state, parallel.put_batch(batch))
+loss = parallel.unreplicate(metrics)["loss"]
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from jaxfusion.config.run import ParallelConfig
+from jaxfusion.errors import UserError
+
+Tree = TypeVar("Tree")
+Step = Callable[..., Any]  # step(state, batch, axis_name=None), of any state and result
+
+AXIS = "data"
+
+
+@dataclass(frozen=True)
+class Parallel(ABC):
+    """Rows of a batch are shared out evenly; the state is on every device."""
+
+    mesh: Mesh
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def rows(self) -> Sharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def check_batch_size(self, setting: str, batch_size: int) -> None:
+        """Raises UserError, which names the setting, for a number of rows that the devices cannot share evenly."""
+        if batch_size <= 0 or batch_size % self.num_devices:
+            raise UserError(
+                f"{setting}: {batch_size} rows cannot be shared evenly by {self.num_devices} devices; "
+                f"use a multiple of {self.num_devices}"
+            )
+
+    @abstractmethod
+    def compile(self, step: Step, *, donate: bool = False) -> Step:
+        """(state, batch) -> step(state, batch, axis_name) on all devices, compiled once for each batch shape.
+
+        step: its results must be the same on every device, as `train_step` and `eval_step` see to.
+        donate: the state's memory is reused for the new state, and the old one is gone.
+        """
+
+    @abstractmethod
+    def put_batch(self, batch: Tree) -> Tree:
+        """A host's batch, or any tree of arrays that lead with the row, to the devices."""
+
+    @abstractmethod
+    def put_state(self, state: Tree) -> Tree:
+        """A copy of each array to every device. One copy may be the given array itself."""
+
+    @abstractmethod
+    def unreplicate(self, state: Tree) -> Tree:
+        """The tree as one copy of it, whatever `put_state` and `compile` made of it."""
+
+    @abstractmethod
+    def abstract(self, shapes: Tree) -> Tree:
+        """Shapes with the sharding that arrays had best have before `put_state`, for a checkpoint to restore to."""
+
+
+class MeshParallel(Parallel):
+    """jit over a mesh: arrays are whole, and the compiler shares out the work."""
+
+    @property
+    def replicated(self) -> Sharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def compile(self, step: Step, *, donate: bool = False) -> Step:
+        return jax.jit(
+            step,
+            in_shardings=(self.replicated, self.rows),
+            out_shardings=self.replicated,
+            donate_argnums=0 if donate else (),
+        )
+
+    def put_batch(self, batch: Tree) -> Tree:
+        return jax.device_put(batch, self.rows)
+
+    def put_state(self, state: Tree) -> Tree:
+        return jax.device_put(state, self.replicated)
+
+    def unreplicate(self, state: Tree) -> Tree:
+        return state
+
+    def abstract(self, shapes: Tree) -> Tree:
+        return _with_sharding(shapes, self.replicated)
+
+
+class PmapParallel(Parallel):
+    """One program a device: every array has a leading axis of devices, and the step adds up what it must."""
+
+    def compile(self, step: Step, *, donate: bool = False) -> Step:
+        def one_device(state: Any, batch: Any) -> Any:
+            return step(state, batch, axis_name=AXIS)
+
+        return jax.pmap(
+            one_device, axis_name=AXIS, devices=self.mesh.devices.tolist(), donate_argnums=0 if donate else ()
+        )
+
+    def put_batch(self, batch: Tree) -> Tree:
+        split = jax.tree.map(lambda x: x.reshape(self.num_devices, -1, *x.shape[1:]), batch)
+        return jax.device_put(split, self.rows)
+
+    def put_state(self, state: Tree) -> Tree:
+        def put(x: jax.Array) -> jax.Array:
+            copies = [jax.device_put(x[None], device) for device in self.mesh.devices]
+            return jax.make_array_from_single_device_arrays((self.num_devices, *x.shape), self.rows, copies)
+
+        return jax.tree.map(put, state)
+
+    def unreplicate(self, state: Tree) -> Tree:
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
+
+    def abstract(self, shapes: Tree) -> Tree:
+        return _with_sharding(shapes, SingleDeviceSharding(self.mesh.devices[0]))
+
+
+def make_parallel(config: ParallelConfig) -> Parallel:
+    """The strategy that the config names, over all local devices; one device is no special case."""
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return {"mesh": MeshParallel, "pmap": PmapParallel}[config.strategy](mesh)
+
+
+def _with_sharding(shapes: Tree, sharding: Sharding) -> Tree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

@@ -1,0 +1,1 @@
+"""Text: tokenizers, word segmentation, stop words and post-processing."""

@@ -1,0 +1,154 @@
+"""The training loop: from the last checkpoint, or from nothing, to num_steps."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxfusion.config import Config
+from jaxfusion.errors import UserError
+from jaxfusion.models.vlm import Model, Params
+from jaxfusion.parallel import make_parallel
+from jaxfusion.training.checkpoint import Checkpoints
+from jaxfusion.training.metrics import MetricsLog, Window
+from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxfusion.training.prefetch import prefetch
+from jaxfusion.training.progress import Progress
+from jaxfusion.training.state import TrainState, create_state
+from jaxfusion.training.step import train_step
+
+
+def train(
+    config: Config,
+    model: Model,
+    iterator: Any,
+    workdir: Path,
+    *,
+    evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+) -> TrainState:
+    """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
+
+    iterator: gives batches of train.batch_size rows for ever; its get_state and set_state speak JSON-able dicts.
+    evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
+
+    Raises UserError for a batch size that does not fit the devices, a checkpoint that does not fit the model, data that
+    end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run after the step in progress with a
+    checkpoint and SystemExit; a second one has its usual effect.
+    """
+    settings = config.train
+    parallel = make_parallel(config.parallel)
+    parallel.check_batch_size("train.batch_size", settings.batch_size)
+    optimizer = make_optimizer(settings)
+    learning_rate = learning_rate_schedule(settings)
+    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed))
+    step_fn = parallel.compile(partial(train_step, model, optimizer), donate=True)
+
+    with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
+        restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))
+        if restored is None:
+            state = jax.jit(new_state)()
+        else:
+            state, iterator_state = restored
+            iterator.set_state(iterator_state)
+        first = int(state.step)
+        if first >= settings.num_steps:
+            progress.say(f"{workdir} has all of its {first} steps; raise train.num_steps to train on")
+            return state
+        if restored is not None:
+            progress.say(f"continuing from step {first}")
+        state = parallel.put_state(state)
+
+        with (
+            stop_signals() as stopped,
+            MetricsLog(workdir, last_step=first) as log,
+            closing(prefetch(iterator, parallel.put_batch)) as batches,
+        ):
+            window = Window(log.seconds)
+
+            def finish(step: int, metrics: Any) -> None:
+                """Reads the metrics of a step, which waits for it, and writes the row that ends with it."""
+                numbers = {name: float(x) for name, x in jax.device_get(parallel.unreplicate(metrics)).items()}
+                if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
+                    raise UserError(_not_finite(step, numbers, checkpoints.latest_step))
+                window.add(numbers)
+                progress.step(step)
+                if _due(step, settings.log_every) or step == settings.num_steps:
+                    row = {**window.close(), "learning_rate": float(learning_rate(step - 1))}
+                    log.write(step, row)
+                    progress.row(step, row)
+
+            progress.step(first, "compiling")
+            unread = None
+            for step in range(first + 1, settings.num_steps + 1):
+                batch, iterator_state = next(batches, (None, None))
+                if batch is None:
+                    raise UserError(f"data: the training data end after step {step - 1}; let the iterator repeat them")
+                state, metrics = step_fn(state, batch)
+                if unread is not None:
+                    finish(*unread)  # one step late, so that the device never waits for the host
+                unread = (step, metrics)
+
+                last = step == settings.num_steps or bool(stopped)
+                save = last or _due(step, settings.checkpoint_every)
+                test = evaluate is not None and not last and _due(step, config.evaluate.every)
+                if save or test:
+                    finish(*unread)  # before a save: a checkpoint's rows are written, and its numbers finite
+                    unread = None
+                if save:
+                    checkpoints.save(step, parallel.unreplicate(state), iterator_state)
+                if test:
+                    log.write(step, evaluate(parallel.unreplicate(state.params)))
+                    window.skip()
+                if last:
+                    break
+
+        if step < settings.num_steps:
+            checkpoints.wait()
+            progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
+            raise SystemExit(128 + stopped[0])
+    return parallel.unreplicate(state)
+
+
+def _due(step: int, every: int) -> bool:
+    """0 means never: at the end only."""
+    return every > 0 and step % every == 0
+
+
+def _not_finite(step: int, numbers: Mapping[str, float], saved: int | None) -> str:
+    kept = "no checkpoint was saved yet" if saved is None else f"the checkpoint of step {saved} is kept"
+    return (
+        f"train.learning_rate: at step {step} the loss is {numbers['loss']} and the gradient's norm "
+        f"{numbers['gradient_norm']}; lower the rate or lengthen train.warmup_steps ({kept})"
+    )
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects a SIGINT or SIGTERM instead of acting on it; after the first one, both have their usual effect again.
+
+    Only the main thread can do that; elsewhere the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        restore()
+
+    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,62 @@
+"""One training step and one evaluation step, pure functions that run on one device, a mesh or under pmap."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Shaped
+
+from jaxfusion.batch import Batch
+from jaxfusion.models.vlm import Model, Params
+from jaxfusion.training.losses import LossSums, forward_loss
+from jaxfusion.training.state import TrainState
+
+Metrics = dict[str, Shaped[Array, ""]]
+
+
+def train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update with the gradient of the mean loss over all of the batch's loss weights.
+
+    axis_name: under pmap, the axis whose devices each hold a part of the rows. They add up sums, so the result is that
+        of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
+    Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
+        tokens, the positions that are not padding; samples, the segments.
+    """
+    dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    if axis_name is not None:
+        dropout_rng = jax.random.fold_in(dropout_rng, jax.lax.axis_index(axis_name))
+
+    def summed_loss(params: Params) -> tuple[Float[Array, ""], LossSums]:
+        sums = forward_loss(model, params, batch, dropout_rng)
+        return sums.loss, sums
+
+    gradients, sums = jax.grad(summed_loss, has_aux=True)(state.params)
+    tokens = jnp.sum(batch.segment_ids > 0)
+    samples = jnp.sum(jnp.max(batch.segment_ids, axis=1))
+    if axis_name is not None:
+        gradients, sums, tokens, samples = jax.lax.psum((gradients, sums, tokens, samples), axis_name)
+    # A batch without any loss weight is a step without any gradient, not a division by zero.
+    weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
+    gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": sums.loss / weight,
+        "accuracy": sums.correct / weight,
+        "gradient_norm": optax.tree.norm(gradients),
+        "tokens": tokens,
+        "samples": samples,
+    }
+    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+
+def eval_step(model: Model, params: Params, batch: Batch, axis_name: str | None = None) -> LossSums:
+    """Loss sums of the whole batch, without dropout; under pmap, added up over the devices of `axis_name`."""
+    sums = forward_loss(model, params, batch, None)
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)

@@ -1,0 +1,102 @@
+"""A run's directory: what is in it, whose run it is, and the model that comes out of it."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxfusion.config import Config, from_dict, to_dict
+from jaxfusion.errors import UserError
+from jaxfusion.models.vlm import Model, Params, build, init
+from jaxfusion.text.tokenizer import Tokenizer
+
+CONFIG, TOKENIZER, EVALUATION, PREDICTIONS = "config.json", "tokenizer.json", "evaluation.json", "predictions.jsonl"
+
+# What may differ between two calls of one run: nothing that changes the parameters.
+FREE = ("evaluate", "generate", "serve", "parallel")
+FREE_SETTINGS = ("train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "data.data_dir")
+
+
+def make_workdir(workdir: Path) -> None:
+    """Makes the directory and tries to write in it. Raises UserError where that cannot be done."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{workdir}: cannot write there ({reason}); choose another --workdir") from error
+
+
+def check_run(workdir: Path, config: Config) -> None:
+    """Raises UserError where the directory holds a run whose parameters come from other settings than the config's."""
+    if not (workdir / CONFIG).exists():
+        return
+    theirs, ours = _flat(to_dict(read_workdir_config(workdir))), _flat(to_dict(config))
+    for key in sorted(theirs.keys() | ours.keys()):
+        free = key.split(".")[0] in FREE or key in FREE_SETTINGS
+        if not free and theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{workdir}: it holds a run with config.{key} = {theirs.get(key)!r}, and here it is {ours.get(key)!r}; "
+                "choose another --workdir, or the value it was started with"
+            )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: a reader, or a run that is killed here, never meets half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def read_workdir_config(workdir: Path) -> Config:
+    """The run's config. Raises UserError where the directory or its config.json is missing or broken."""
+    path = workdir / CONFIG
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such workdir; train first, or give the directory of a run")
+    if not path.is_file():
+        raise UserError(f"{workdir}: no run in it ({CONFIG} is missing); train first, or give the directory of a run")
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); restore the file") from error
+
+
+def load(path: str | Path) -> tuple[Model, Params]:
+    """The model of a run's directory and its newest parameters, float32 on the first device.
+
+    Raises UserError where there is no run, or no finished checkpoint.
+    """
+    from jaxfusion.training.checkpoint import restore_params
+
+    workdir = Path(path)
+    config = read_workdir_config(workdir)
+    model = build(config, Tokenizer.load(workdir / TOKENIZER))
+    abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
+    return model, restore_params(workdir, abstract)
+
+
+def resolve(config: Config, vocab_size: int, num_classes: int) -> Config:
+    """The config with the sizes that only the data know, where it leaves them open (0)."""
+    model = config.model
+    if not model.text_embedding.vocab_size:
+        model = replace(model, text_embedding=replace(model.text_embedding, vocab_size=vocab_size))
+    if getattr(model.decoder, "num_classes", None) == 0:
+        classes = num_classes if model.decoder.kind == "pooled-classifier" else vocab_size
+        model = replace(model, decoder=replace(model.decoder, num_classes=classes))
+    return replace(config, model=model)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: _plain(value)}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

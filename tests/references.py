@@ -1,0 +1,185 @@
+"""What the model code is held against: the same mathematics in float64 NumPy, written to be read, not to be fast."""
+
+from collections.abc import Mapping
+from math import erf
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+Array = np.ndarray
+
+
+# --- who sees whom ----------------------------------------------------------------------------------------------------
+
+
+def visibility(
+    segment_ids: Array,
+    rule: Literal["causal", "bidirectional", "prefix-lm"],
+    prompt_mask: Array | None = None,
+    window: int | None = None,
+) -> Array:
+    """bool[B, T, T]: whether position i sees position j, asked pair by pair of what each case means.
+
+    segment_ids: int[B, T], 0 for padding, which neither sees nor is seen.
+    prompt_mask: bool[B, T], for prefix-LM.
+    window: nothing further back than this many positions, the position's own counted.
+    """
+    num_rows, num_tokens = segment_ids.shape
+    seen = np.zeros((num_rows, num_tokens, num_tokens), bool)
+    for b in range(num_rows):
+        for i in range(num_tokens):
+            for j in range(num_tokens):
+                same_sample = segment_ids[b, i] != 0 and segment_ids[b, i] == segment_ids[b, j]
+                past = j <= i
+                allowed = {
+                    "causal": past,
+                    "bidirectional": True,
+                    "prefix-lm": past or bool(prompt_mask is not None and prompt_mask[b, i] and prompt_mask[b, j]),
+                }[rule]
+                near = window is None or i - j < window
+                seen[b, i, j] = same_sample and allowed and near
+    return seen
+
+
+def random_packing(rng: np.random.Generator, num_rows: int, num_tokens: int) -> tuple[Array, Array, Array]:
+    """Rows of segments of random lengths with random gaps of padding between and behind them.
+
+    Returns segment_ids, positions (from 0 in each segment) and prompt_mask (a leading run of each segment, perhaps
+    empty, perhaps all of it). The first row is one full segment and, of three or more, the last is all padding.
+    """
+    segment_ids, positions = np.zeros((2, num_rows, num_tokens), np.int32)
+    prompt_mask = np.zeros((num_rows, num_tokens), bool)
+    for b in range(num_rows if num_rows < 3 else num_rows - 1):
+        at, segment = 0, 0
+        while at < num_tokens:
+            length = num_tokens if b == 0 else min(int(rng.integers(1, max(2, num_tokens // 2))), num_tokens - at)
+            segment += 1
+            segment_ids[b, at : at + length] = segment
+            positions[b, at : at + length] = np.arange(length)
+            prompt_mask[b, at : at + int(rng.integers(0, length + 1))] = True
+            at += length + int(rng.integers(0, 4))
+    return segment_ids, positions, prompt_mask
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_weights(query: Array, key: Array, seen: Array) -> Array:
+    """Softmax over the seen keys of each query: [B, N, T, S]; a query that sees nothing gives zeros."""
+    query, key = query.astype(np.float64), key.astype(np.float64)
+    num_rows, num_queries, num_heads, head_dim = query.shape
+    weights = np.zeros((num_rows, num_heads, num_queries, key.shape[1]))
+    for b, n, t in np.ndindex(num_rows, num_heads, num_queries):
+        visible = np.flatnonzero(seen[b, t])
+        if len(visible):
+            scores = key[b, visible, kv_head(n, num_heads, key.shape[2])] @ query[b, t, n] / np.sqrt(head_dim)
+            scores = np.exp(scores - scores.max())
+            weights[b, n, t, visible] = scores / scores.sum()
+    return weights
+
+
+def kv_head(head: int, num_heads: int, num_kv_heads: int) -> int:
+    """Neighbouring query heads share a key-value head."""
+    return head // (num_heads // num_kv_heads)
+
+
+def attention(query: Array, key: Array, value: Array, seen: Array) -> Array:
+    """query: [B, T, N, H]; key, value: [B, S, G, H]; seen: bool[B, T, S]. Returns float64[B, T, N, H]."""
+    weights = attention_weights(query, key, seen)
+    out = np.zeros(query.shape)
+    for n in range(query.shape[2]):
+        out[:, :, n] = weights[:, n] @ value[:, :, kv_head(n, query.shape[2], key.shape[2])].astype(np.float64)
+    return out
+
+
+def attention_gradients(query: Array, key: Array, value: Array, seen: Array, cotangent: Array) -> tuple[Array, ...]:
+    """Gradients of sum(cotangent * attention(...)) in query, key and value, by the softmax's own derivative."""
+    weights = attention_weights(query, key, seen)
+    num_heads, head_dim = query.shape[2:]
+    d_query, d_key, d_value = (np.zeros(x.shape) for x in (query, key, value))
+    for b, n in np.ndindex(query.shape[0], num_heads):
+        g = kv_head(n, num_heads, key.shape[2])
+        p, out_bar = weights[b, n], cotangent[b, :, n].astype(np.float64)
+        d_value[b, :, g] += p.T @ out_bar
+        p_bar = out_bar @ value[b, :, g].astype(np.float64).T
+        score_bar = p * (p_bar - (p_bar * p).sum(axis=1, keepdims=True)) / np.sqrt(head_dim)
+        d_query[b, :, n] += score_bar @ key[b, :, g]
+        d_key[b, :, g] += score_bar.T @ query[b, :, n]
+    return d_query, d_key, d_value
+
+
+# --- the parts of a Transformer ---------------------------------------------------------------------------------------
+
+
+def rotate(x: Array, positions: Array, theta: float) -> Array:
+    """Rotary embedding as complex numbers: pair k, x[k] + i x[k + H/2], times exp(i position theta^(-2k/H))."""
+    half = x.shape[-1] // 2
+    z = x[..., :half].astype(np.float64) + 1j * x[..., half:].astype(np.float64)
+    angle = positions[:, :, None, None] * theta ** (-2 * np.arange(half) / x.shape[-1])
+    z = z * np.exp(1j * angle)
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def layer_norm(x: Array, params: Mapping[str, Any], eps: float) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+    return normed * params["scale"] + params["bias"]
+
+
+def rms_norm(x: Array, params: Mapping[str, Any], eps: float) -> Array:
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * params["scale"]
+
+
+def gelu(x: Array, approximate: bool) -> Array:
+    """x times the normal distribution's probability below x, or its usual approximation by tanh."""
+    if approximate:
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def dense(x: Array, params: Mapping[str, Any]) -> Array:
+    return np.tensordot(x, params["kernel"], axes=1) + params.get("bias", 0.0)
+
+
+def mlp(x: Array, params: Mapping[str, Any], kind: str, approximate_gelu: bool = True) -> Array:
+    if kind == "swiglu":
+        return dense(dense(x, params["up"]) * silu(dense(x, params["gate"])), params["down"])
+    return dense(gelu(dense(x, params["up"]), approximate_gelu), params["down"])
+
+
+def block(
+    params: Mapping[str, Any],
+    x: Array,
+    seen: Array,
+    positions: Array | None = None,
+    *,
+    norm: str = "layer",
+    mlp_kind: str = "gelu",
+    rope_theta: float | None = None,
+    approximate_gelu: bool = True,
+    eps: float = 1e-6,
+) -> Array:
+    """x + attention(norm(x)), then x + mlp(norm(x)), on float64 parameters."""
+    normalise = layer_norm if norm == "layer" else rms_norm
+    attend = params["attention"]
+    normed = normalise(x, params["attention_norm"], eps)
+    query, key, value = (dense(normed, attend[name]) for name in ("query", "key", "value"))
+    if rope_theta is not None:
+        query, key = rotate(query, positions, rope_theta), rotate(key, positions, rope_theta)
+    mixed = attention(query, key, value, seen)
+    x = x + np.tensordot(mixed, attend["out"]["kernel"], axes=2) + attend["out"].get("bias", 0.0)
+    return x + mlp(normalise(x, params["mlp_norm"], eps), params["mlp"], mlp_kind, approximate_gelu)
+
+
+def random_params(params: Any, rng: np.random.Generator) -> Any:
+    """float32 parameters of the same shapes, where biases and scales count too."""
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), params)
+
+
+def in_float64(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)

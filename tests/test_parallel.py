@@ -1,0 +1,145 @@
+"""Eight virtual devices, by mesh and by pmap, against one: the same losses, parameters and sums."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfusion.batch import Batch
+from jaxfusion.config.model import LookupConfig, ModelConfig, TextEmbeddingConfig, TransformerDecoderConfig
+from jaxfusion.config.run import ParallelConfig, TrainConfig
+from jaxfusion.errors import UserError
+from jaxfusion.models.vlm import build
+from jaxfusion.parallel import make_parallel
+from jaxfusion.training.checkpoint import Checkpoints
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import create_state
+from jaxfusion.training.step import eval_step, train_step
+
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+NUM_STEPS, ROWS, LENGTH, VOCAB, IMAGE = 20, 16, 6, 9, 8
+MODEL = build(
+    ModelConfig(
+        width=8,
+        text_embedding=TextEmbeddingConfig(vocab_size=VOCAB),
+        vision=LookupConfig(num_images=5, width=4),
+        decoder=TransformerDecoderConfig(num_layers=1, num_heads=2),
+    )
+)
+OPTIMIZER = make_optimizer(TrainConfig(num_steps=NUM_STEPS, warmup_steps=3, learning_rate=0.01))
+
+
+def make_batch(step: int) -> Batch:
+    """Rows with an image id in front, of very different numbers of targets, some rows without any."""
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(0, IMAGE, (ROWS, LENGTH))
+    tokens[:, 0] = IMAGE
+    lengths = np.sort(rng.integers(1, LENGTH + 1, ROWS))
+    batch = Batch.from_tokens(tokens, rng.integers(0, 5, (ROWS, 1)).astype(np.int32), IMAGE, lengths)
+    return jax.tree.map(np.asarray, batch)
+
+
+def run(strategy: str) -> dict:
+    """Everything that must not depend on the devices, as JSON."""
+    parallel = make_parallel(ParallelConfig(strategy=strategy))
+    step = parallel.compile(partial(train_step, MODEL, OPTIMIZER), donate=True)
+    state = parallel.put_state(jax.jit(partial(create_state, MODEL, OPTIMIZER))(jax.random.key(0)))
+    metrics = []
+    for number in range(NUM_STEPS):
+        state, numbers = step(state, parallel.put_batch(make_batch(number)))
+        metrics.append({name: float(x) for name, x in parallel.unreplicate(numbers).items()})
+    evaluate = parallel.compile(partial(eval_step, MODEL))
+    sums = parallel.unreplicate(evaluate(state.params, parallel.put_batch(make_batch(99))))
+    state = parallel.unreplicate(state)
+    return {
+        "devices": parallel.num_devices,
+        "metrics": metrics,
+        "sums": [float(sums.loss), float(sums.weight), float(sums.correct)],
+        "params": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state.params)],
+        "step": int(state.step),
+    }
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What each strategy gives on one and on eight devices, from processes that have so many."""
+    processes = {}
+    for count in (1, 8):
+        flags = f"--xla_force_host_platform_device_count={count} {QUICK_TO_COMPILE}"
+        environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, __file__]
+        processes[count] = subprocess.Popen(
+            command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    outputs = {count: process.communicate(timeout=300) for count, process in processes.items()}
+    assert [process.returncode for process in processes.values()] == [0, 0], outputs
+    return {count: json.loads(output.splitlines()[-1]) for count, (output, _) in outputs.items()}
+
+
+@pytest.mark.parametrize(("devices", "strategy"), [(8, "mesh"), (8, "pmap"), (1, "pmap")])
+def test_the_devices_do_not_show_in_the_numbers(results, devices, strategy):
+    expected, actual = results[1]["mesh"], results[devices][strategy]
+    assert (expected["devices"], actual["devices"]) == (1, devices)
+    for one, many in zip(expected["metrics"], actual["metrics"], strict=True):
+        assert abs(one["loss"] - many["loss"]) < 1e-5
+        assert many == pytest.approx(one, rel=1e-4)
+        assert (many["tokens"], many["samples"]) == (one["tokens"], ROWS)
+    assert actual["sums"] == pytest.approx(expected["sums"], rel=1e-5)
+    for one, many in zip(expected["params"], actual["params"], strict=True):
+        np.testing.assert_allclose(many, one, atol=1e-4)
+    assert actual["step"] == NUM_STEPS
+
+
+def test_a_checkpoint_of_one_strategy_is_read_by_the_other_and_lands_on_every_device(results):
+    assert results[8]["restored"] == {"mesh": True, "pmap": True}
+
+
+def test_rows_that_cannot_be_shared_evenly_are_refused(results):
+    assert results[8]["refused"] == (
+        "train.batch_size: 12 rows cannot be shared evenly by 8 devices; use a multiple of 8"
+    )
+
+
+def test_one_device_takes_any_number_of_rows_but_none():
+    parallel = make_parallel(ParallelConfig())
+    parallel.check_batch_size("train.batch_size", 7)
+    with pytest.raises(UserError, match=r"train\.batch_size: 0 rows"):
+        parallel.check_batch_size("train.batch_size", 0)
+
+
+def restore_everywhere() -> dict[str, bool]:
+    """Saves by each strategy and restores by the other."""
+    new_state = partial(create_state, MODEL, OPTIMIZER, jax.random.key(1))
+    original = jax.tree.map(np.array, jax.jit(new_state)())
+    same = {}
+    for ours, theirs in (("mesh", "pmap"), ("pmap", "mesh")):
+        save_with, restore_with = (make_parallel(ParallelConfig(strategy=name)) for name in (ours, theirs))
+        state = save_with.unreplicate(save_with.put_state(original))
+        with tempfile.TemporaryDirectory() as workdir, Checkpoints(Path(workdir), keep=1) as checkpoints:
+            checkpoints.save(1, state, {})
+            restored, _ = checkpoints.restore_latest(restore_with.abstract(jax.eval_shape(new_state)))
+        on_devices = restore_with.put_state(restored)
+        everywhere = all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(on_devices))
+        equal = jax.tree.map(np.array_equal, restore_with.unreplicate(on_devices), original)
+        same[ours] = everywhere and all(jax.tree.leaves(equal))
+    return same
+
+
+def refused() -> str:
+    try:
+        make_parallel(ParallelConfig()).check_batch_size("train.batch_size", 12)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+if __name__ == "__main__":
+    results = {"mesh": run("mesh"), "pmap": run("pmap"), "restored": restore_everywhere(), "refused": refused()}
+    print(json.dumps(results))

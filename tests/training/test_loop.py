@@ -1,0 +1,230 @@
+"""Runs that end, are stopped, are killed and go on: the real loop, data iterator and model, on one device."""
+
+import contextlib
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from jaxfusion.batch import Batch
+from jaxfusion.config import Config
+from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, TokenClassifierConfig, TransformerDecoderConfig
+from jaxfusion.config.run import EvaluateConfig, TrainConfig
+from jaxfusion.errors import UserError
+from jaxfusion.models.vlm import build
+from jaxfusion.training.checkpoint import Checkpoints
+from jaxfusion.training.loop import train
+from jaxfusion.training.metrics import read_metrics
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import TrainState, create_state
+
+ROWS, LENGTH, VOCAB = 4, 6, 7
+
+
+def make_config(num_steps: int, *, evaluate_every: int = 0, decoder=None, **settings) -> Config:
+    return Config(
+        model=ModelConfig(
+            width=8,
+            text_embedding=TextEmbeddingConfig(vocab_size=VOCAB, positions="none"),
+            decoder=decoder or TokenClassifierConfig(),
+        ),
+        train=TrainConfig(num_steps=num_steps, batch_size=ROWS, warmup_steps=2, **settings),
+        evaluate=EvaluateConfig(every=evaluate_every),
+    )
+
+
+def make_iterator():
+    """Shuffled samples, batched as the loader does it, for ever."""
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (23, LENGTH)).astype(np.int32)
+
+    def to_batch(rows: list) -> Batch:
+        return jax.tree.map(np.asarray, Batch.from_tokens(np.stack(rows)))
+
+    samples = grain.MapDataset.source(tokens).seed(1).shuffle().repeat()
+    return iter(samples.batch(ROWS, batch_fn=to_batch).to_iter_dataset())
+
+
+def run(config: Config, workdir: Path, evaluate=None, iterator=None):
+    return train(config, build(config.model), iterator or make_iterator(), workdir, evaluate=evaluate)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@dataclass
+class Finished:
+    workdir: Path
+    state: TrainState
+    output: str
+    compilations: list[int]  # how many there had been at each evaluation, and at the end
+
+
+CONFIG = make_config(10, log_every=4, checkpoint_every=3, keep_checkpoints=9, evaluate_every=3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Finished:
+    """One run, to look at from several sides."""
+    counts, compilations = [], []
+
+    def count(name: str, *_, **__) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            counts.append(name)
+
+    def evaluate(params) -> dict[str, float]:
+        assert set(params) == {"text_embedding", "decoder"}
+        compilations.append(len(counts))
+        return {"test_loss": 1.5}
+
+    workdir, output = tmp_path_factory.mktemp("run"), io.StringIO()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        with contextlib.redirect_stdout(output):
+            state = run(CONFIG, workdir, evaluate)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    return Finished(workdir, state, output.getvalue(), [*compilations, len(counts)])
+
+
+def test_rows_checkpoints_and_evaluations_come_when_they_are_due(finished):
+    rows = read_metrics(finished.workdir)
+    trained = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in trained] == [4, 8, 10]
+    assert [row for row in rows if "loss" not in row] == [{"step": step, "test_loss": 1.5} for step in (3, 6, 9)]
+    assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
+    names = {"step", "loss", "accuracy", "learning_rate", "gradient_norm", "seconds"}
+    assert set(trained[0]) == names | {"samples_per_second", "tokens_per_second", "steps_per_second"}
+    assert all(row["tokens_per_second"] == pytest.approx(LENGTH * row["samples_per_second"]) for row in trained)
+    assert saved_steps(finished.workdir) == [3, 6, 9, 10]
+    assert int(finished.state.step) == 10
+    assert "step 10/10" in finished.output
+
+
+def test_the_step_is_compiled_once(finished):
+    # The first rows take a few small programs of their own, so the count begins after the first two evaluations.
+    assert 0 < finished.compilations[1] == finished.compilations[2] == finished.compilations[3]
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    before = (finished.workdir / "metrics.jsonl").read_text()
+    assert_same(run(CONFIG, finished.workdir), finished.state)
+    assert (finished.workdir / "metrics.jsonl").read_text() == before
+    assert "has all of its 10 steps" in capsys.readouterr().out
+
+
+def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(finished, tmp_path, capsys):
+    shutil.copytree(finished.workdir, tmp_path / "longer")
+    state = run(make_config(12, log_every=4), tmp_path / "longer")
+    assert int(state.step) == 12
+    assert "continuing from step 10" in capsys.readouterr().out
+    rows = [row for row in read_metrics(tmp_path / "longer") if "loss" in row]
+    assert [row["step"] for row in rows] == [4, 8, 10, 12]
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number):
+    def stop(_params):
+        os.kill(os.getpid(), number)
+        return {}
+
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as exit_info:
+        run(make_config(9, log_every=2, checkpoint_every=100, evaluate_every=4), tmp_path, stop)
+    assert exit_info.value.code == 128 + number
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert saved_steps(tmp_path) == [5]
+    assert "stopped after step 5" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
+    class Poisoned:
+        def __init__(self):
+            self.inner, self.taken = make_iterator(), 0
+
+        def __next__(self):
+            self.taken += 1
+            batch = next(self.inner)
+            weights = batch.loss_weights * (np.nan if self.taken == 7 else 1)
+            return batch.replace(loss_weights=weights.astype(np.float32))
+
+        def get_state(self):
+            return self.inner.get_state()
+
+    config = make_config(20, checkpoint_every=3, log_every=1)
+    with pytest.raises(UserError, match=r"at step 7 the loss is nan .*checkpoint of step 6 is kept"):
+        run(config, tmp_path, iterator=Poisoned())
+    assert saved_steps(tmp_path) == [3, 6]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_data_that_end_are_an_error(tmp_path):
+    short = iter(grain.MapDataset.range(2).map(lambda _: next(make_iterator())).to_iter_dataset())
+    with pytest.raises(UserError, match="training data end after step 2"):
+        run(make_config(5), tmp_path, iterator=short)
+
+
+LONG_RUN = make_config(
+    30, checkpoint_every=4, log_every=3, decoder=TransformerDecoderConfig(num_layers=1, num_heads=1, dropout=0.2)
+)
+
+
+def start(workdir: Path, kill_at: int) -> subprocess.Popen:
+    """The long run in a process of its own, which is killed when it has done step `kill_at`; 0: never."""
+    quick_to_compile = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": quick_to_compile}
+    command = [sys.executable, __file__, str(workdir), str(kill_at)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def last_state(workdir: Path):
+    model, optimizer = build(LONG_RUN.model), make_optimizer(LONG_RUN.train)
+    abstract = jax.eval_shape(partial(create_state, model, optimizer, jax.random.key(0)))
+    with Checkpoints(workdir, keep=9) as checkpoints:
+        return checkpoints.restore_latest(abstract)
+
+
+def test_a_run_that_is_killed_twice_ends_with_the_parameters_of_an_unbroken_one(tmp_path):
+    """Dropout, shuffling and the optimizer's moments all have to go on exactly where they were."""
+    unbroken = start(tmp_path / "unbroken", 0)
+    for kill_at in (random.randrange(5, 15), 20):  # 20 is a checkpoint's step: its save is still under way
+        killed = start(tmp_path / "killed", kill_at)
+        _, errors = killed.communicate(timeout=120)
+        assert killed.returncode == -signal.SIGKILL, errors
+        steps = [row["step"] for row in read_metrics(tmp_path / "killed")]
+        assert steps == [step for step in range(1, kill_at + 1) if step % 3 == 0]
+    for process in (start(tmp_path / "killed", 0), unbroken):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert not errors  # neither Orbax's nor anyone's noise
+    state, iterator_state = last_state(tmp_path / "killed")
+    expected, expected_iterator = last_state(tmp_path / "unbroken")
+    assert int(state.step) == 30
+    assert_same(state, expected)
+    assert iterator_state == expected_iterator
+    assert [row["step"] for row in read_metrics(tmp_path / "killed")] == list(range(3, 31, 3))
+
+
+def kill(_params) -> dict:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+if __name__ == "__main__":
+    run(replace(LONG_RUN, evaluate=EvaluateConfig(every=int(sys.argv[2]))), Path(sys.argv[1]), kill)

@@ -1,0 +1,94 @@
+"""One training step against gradients taken by hand, and what its metrics count."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfusion.batch import Batch
+from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, TokenClassifierConfig, TransformerDecoderConfig
+from jaxfusion.config.run import TrainConfig
+from jaxfusion.models.vlm import build
+from jaxfusion.training.losses import loss
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import create_state
+from jaxfusion.training.step import eval_step, train_step
+
+
+def make_model(decoder):
+    text = TextEmbeddingConfig(vocab_size=11, positions="none")
+    return build(ModelConfig(width=16, text_embedding=text, decoder=decoder))
+
+
+def make_batch() -> Batch:
+    """Rows of 4 to 8 tokens of a sequence in which each token says what the next one is."""
+    tokens = (np.arange(8) + np.arange(4)[:, None]) * 3 % 11
+    return Batch.from_tokens(tokens, lengths=np.array([8, 4, 6, 5]))
+
+
+def new_state(model, optimizer):
+    return jax.jit(partial(create_state, model, optimizer))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(TokenClassifierConfig())
+
+
+@pytest.fixture(scope="module")
+def state(model):
+    return new_state(model, optax.sgd(0.5))
+
+
+@pytest.fixture(scope="module")
+def sgd_step(model):
+    return jax.jit(partial(train_step, model, optax.sgd(0.5)))
+
+
+def test_the_update_is_the_gradient_of_the_mean_loss(model, state, sgd_step):
+    new, metrics = sgd_step(state, make_batch())
+    expected_loss, gradients = jax.jit(jax.value_and_grad(partial(loss, model)))(state.params, make_batch())
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradients)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), new.params, expected)
+    assert int(new.step) == 1
+    assert float(metrics["loss"]) == pytest.approx(float(expected_loss), rel=1e-6)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients)))
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_metrics_count_real_tokens_and_segments(state, sgd_step):
+    ids = np.zeros((4, 8), np.int32)
+    ids[0, :7], ids[1, :3], ids[1, 3:8] = 1, 1, 2  # one segment, two segments, and two empty rows
+    _, metrics = sgd_step(state, make_batch().replace(segment_ids=ids))
+    assert (int(metrics["tokens"]), int(metrics["samples"])) == (15, 3)
+
+
+def test_a_batch_without_loss_weights_changes_nothing(state, sgd_step):
+    new, metrics = sgd_step(state, make_batch().replace(loss_weights=jnp.zeros((4, 8))))
+    assert float(metrics["loss"]) == 0.0
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+
+
+def test_a_tiny_batch_is_learned_by_heart(model):
+    batch, optimizer = make_batch(), make_optimizer(TrainConfig(learning_rate=0.02, num_steps=60, warmup_steps=5))
+    step = jax.jit(partial(train_step, model, optimizer), donate_argnums=0)
+    state = new_state(model, optimizer)
+    for _ in range(60):
+        state, _ = step(state, batch)
+    sums = jax.jit(partial(eval_step, model))(state.params, batch)
+    assert float(sums.mean_loss) < 0.05
+    assert float(sums.accuracy) == 1.0
+
+
+def test_dropout_is_drawn_anew_each_step_and_again_the_same():
+    model = make_model(TransformerDecoderConfig(num_layers=1, num_heads=2, dropout=0.5))
+    step = jax.jit(partial(train_step, model, optax.sgd(0.0)))
+    state = new_state(model, optax.sgd(0.0))
+    first, metrics = step(state, make_batch())
+    _, again = step(state, make_batch())
+    _, second = step(first, make_batch())
+    assert float(metrics["loss"]) == float(again["loss"])
+    assert float(metrics["loss"]) != float(second["loss"])
