@@ -45,8 +45,8 @@ def visibility(
 def random_packing(rng: np.random.Generator, num_rows: int, num_tokens: int) -> tuple[Array, Array, Array]:
     """Rows of segments of random lengths with random gaps of padding between and behind them.
 
-    Returns segment_ids, positions (from 0 in each segment) and prompt_mask (a leading run of each segment, perhaps
-    empty, perhaps all of it). The first row is one full segment and, of three or more, the last is all padding.
+    Returns segment_ids, positions (from 0 in each segment) and prompt_mask (a leading run of each segment, often
+    nothing or all of it). The first row is one full segment and, of three or more, the last is all padding.
     """
     segment_ids, positions = np.zeros((2, num_rows, num_tokens), np.int32)
     prompt_mask = np.zeros((num_rows, num_tokens), bool)
@@ -57,8 +57,8 @@ def random_packing(rng: np.random.Generator, num_rows: int, num_tokens: int) -> 
             segment += 1
             segment_ids[b, at : at + length] = segment
             positions[b, at : at + length] = np.arange(length)
-            prompt_mask[b, at : at + int(rng.integers(0, length + 1))] = True
-            at += length + int(rng.integers(0, 4))
+            prompt_mask[b, at : at + int(rng.choice([0, length, rng.integers(0, length + 1)]))] = True
+            at += length + int(rng.choice([0, 0, 1, 3]))
     return segment_ids, positions, prompt_mask
 
 

@@ -1,5 +1,6 @@
 """From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,21 @@ def open_dataset(config: DataConfig) -> Dataset:
     """Prepares a built-in data set, or opens one that TFDS has prepared. Raises UserError where it cannot be had."""
     import tensorflow_datasets as tfds
 
-    builder = builtin.prepare(config.name, config.data_dir or None)
+    data_dir = config.data_dir or None
+    if config.name in builtin.BUILTIN:
+        builder = builtin.prepare(config.name, data_dir)
+    else:
+        try:
+            builder = tfds.builder(config.name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            near = difflib.get_close_matches(config.name, builtin.BUILTIN, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"built in are {', '.join(builtin.BUILTIN)}"
+            raise UserError(f"config.data.name: there is no data set {config.name!r}; {hint}") from None
+        if not builder.data_path.exists():
+            raise UserError(
+                f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name} "
+                "--file_format=array_record` or set config.data.data_dir"
+            )
     decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
     sources = []
     for key in ("train_split", "test_split"):

@@ -50,8 +50,8 @@ class VisualLanguageModel(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         self.text_embedding = TextEmbedding(config.text_embedding, config.width, dtype)
         if config.vision is not None:
-            self.vision = make_vision(config.vision, dtype)
-            self.projector = make_projector(config.projector, config.width, dtype)
+            self.vision = make_vision(config.vision, dtype, config.attention)
+            self.projector = make_projector(config.projector, config.width, dtype, config.attention)
             if isinstance(config.fusion, CrossAttentionFusionConfig):
                 self.fusion = fusion.CrossAttentionFusion(config.fusion, _interleaved_stack(config).num_layers, dtype)
         match config.encoder:

@@ -27,7 +27,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int) -> None:
         """keep: how many of the newest checkpoints stay. Raises UserError if that is none."""
         if keep < 1:
-            raise UserError(f"train.keep_checkpoints: {keep} would leave none to continue from; use 1 or more")
+            raise UserError(f"config.train.keep_checkpoints: {keep} would leave none to continue from; use 1 or more")
         self.directory = workdir.absolute() / "checkpoints"
         self._manager = _manager(self.directory, max_to_keep=keep, cleanup_tmp_directories=True)
 

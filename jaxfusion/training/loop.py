@@ -43,7 +43,7 @@ def train(
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
-    parallel.check_batch_size("train.batch_size", settings.batch_size)
+    parallel.check_batch_size("config.train.batch_size", settings.batch_size)
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed))
@@ -58,7 +58,7 @@ def train(
             iterator.set_state(iterator_state)
         first = int(state.step)
         if first >= settings.num_steps:
-            progress.say(f"{workdir} has all of its {first} steps; raise train.num_steps to train on")
+            progress.say(f"{workdir} has all of its {first} steps; choose another workdir to train anew")
             return state
         if restored is not None:
             progress.say(f"continuing from step {first}")
@@ -88,7 +88,9 @@ def train(
             for step in range(first + 1, settings.num_steps + 1):
                 batch, iterator_state = next(batches, (None, None))
                 if batch is None:
-                    raise UserError(f"data: the training data end after step {step - 1}; let the iterator repeat them")
+                    raise UserError(
+                        f"config.data: the training data end after step {step - 1}; let the iterator repeat them"
+                    )
                 state, metrics = step_fn(state, batch)
                 if unread is not None:
                     finish(*unread)  # one step late, so that the device never waits for the host
@@ -123,8 +125,8 @@ def _due(step: int, every: int) -> bool:
 def _not_finite(step: int, numbers: Mapping[str, float], saved: int | None) -> str:
     kept = "no checkpoint was saved yet" if saved is None else f"the checkpoint of step {saved} is kept"
     return (
-        f"train.learning_rate: at step {step} the loss is {numbers['loss']} and the gradient's norm "
-        f"{numbers['gradient_norm']}; lower the rate or lengthen train.warmup_steps ({kept})"
+        f"config.train.learning_rate: at step {step} the loss is {numbers['loss']} and the gradient's norm "
+        f"{numbers['gradient_norm']}; lower the rate, or lengthen the warm-up, in a new workdir ({kept})"
     )
 
 

@@ -136,6 +136,14 @@ def test_decoding_gives_the_last_row_of_the_full_causal_attention():
     np.testing.assert_allclose(out[:, 0], full[np.arange(B), lengths - 1], atol=2e-5, rtol=1e-4)
 
 
+def test_what_is_not_plain_causal_or_full_promises_nothing():
+    ids, prompt = jnp.ones((1, T), jnp.int32), jnp.ones((1, T), bool)
+    plain = [causal(ids, packed=False), bidirectional(ids, packed=False)]
+    assert [interval.kind for interval in plain] == ["causal", "full"]
+    others = [prefix_lm(ids, prompt), *(sliding_window(interval, WINDOW) for interval in plain)]
+    assert {interval.kind for interval in others} == {"ranges"}
+
+
 def test_an_empty_interval_gives_zeros_and_takes_no_gradient():
     query, key, value, cotangent = _arrays(np.random.default_rng(3), 4, 2)
     interval = causal(jnp.zeros((B, T), jnp.int32))
@@ -171,13 +179,12 @@ def test_bfloat16():
 
 
 def test_bfloat16_scores_are_not_rounded_before_the_softmax():
-    """Scores near 256, where bfloat16 numbers are 2 apart and the true ones differ by 0.5."""
-    query = jnp.full((1, 1, 1, 4), 16.0, jnp.bfloat16)
-    key = jnp.array([8.0, 8.0625], jnp.bfloat16)[None, :, None, None] * jnp.ones((1, 2, 1, 4), jnp.bfloat16)
-    value = jnp.array([0.0, 1.0], jnp.bfloat16)[None, :, None, None] * jnp.ones((1, 2, 1, 4), jnp.bfloat16)
+    """Scores 256 and 256.5, where neighbouring bfloat16 numbers are 2 apart."""
+    query = jnp.full((1, 1, 1, 4), 16, jnp.bfloat16)
+    key = jnp.full((1, 2, 1, 4), 8, jnp.bfloat16).at[0, 1, 0, 0].set(8.0625)
+    value = jnp.stack([jnp.zeros((1, 1, 4)), jnp.ones((1, 1, 4))], axis=1).astype(jnp.bfloat16)
     out = attention(query, key, value, Interval(jnp.array([[0]]), jnp.array([[2]])))
-    expected = 1 / (1 + np.exp(-16 * 4 * 0.0625 / 2))
-    np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=0.01)
+    np.testing.assert_allclose(np.asarray(out, np.float32), 1 / (1 + np.exp(-0.5)), atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_the_newest_checkpoints_are_kept_and_a_step_is_saved_once(tmp_path):
         checkpoints.wait()
         assert checkpoints.latest_step == 3
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
-    with pytest.raises(UserError, match=r"train\.keep_checkpoints"):
+    with pytest.raises(UserError, match=r"config\.train\.keep_checkpoints"):
         Checkpoints(tmp_path, keep=0)
 
 

@@ -24,7 +24,7 @@ from jaxfusion.config.run import EvaluateConfig, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build
 from jaxfusion.training.checkpoint import Checkpoints
-from jaxfusion.training.loop import train
+from jaxfusion.training.loop import stop_signals, train
 from jaxfusion.training.metrics import read_metrics
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state
@@ -138,19 +138,28 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(finished, tmp_path, 
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number):
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys):
     def stop(_params):
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as exit_info:
         run(make_config(9, log_every=2, checkpoint_every=100, evaluate_every=4), tmp_path, stop)
-    assert exit_info.value.code == 128 + number
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert exit_info.value.code == 128 + signal.SIGTERM
     assert saved_steps(tmp_path) == [5]
     assert "stopped after step 5" in capsys.readouterr().out
+
+
+def test_the_first_signal_waits_and_the_second_acts():
+    with stop_signals() as stopped:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with stop_signals():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
@@ -203,16 +212,16 @@ def last_state(workdir: Path):
 def test_a_run_that_is_killed_twice_ends_with_the_parameters_of_an_unbroken_one(tmp_path):
     """Dropout, shuffling and the optimizer's moments all have to go on exactly where they were."""
     unbroken = start(tmp_path / "unbroken", 0)
-    for kill_at in (random.randrange(5, 15), 20):  # 20 is a checkpoint's step: its save is still under way
+    for kill_at in (random.randrange(9, 16), 20):  # 20 is a checkpoint's step: its save is still under way
         killed = start(tmp_path / "killed", kill_at)
-        _, errors = killed.communicate(timeout=120)
+        _, errors = killed.communicate(timeout=300)
         assert killed.returncode == -signal.SIGKILL, errors
         steps = [row["step"] for row in read_metrics(tmp_path / "killed")]
         assert steps == [step for step in range(1, kill_at + 1) if step % 3 == 0]
     for process in (start(tmp_path / "killed", 0), unbroken):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-        assert not errors  # neither Orbax's nor anyone's noise
+        assert "absl" not in errors and "orbax" not in errors  # Orbax is kept quiet
     state, iterator_state = last_state(tmp_path / "killed")
     expected, expected_iterator = last_state(tmp_path / "unbroken")
     assert int(state.step) == 30

@@ -1,0 +1,131 @@
+"""The benchmark as it is run: in a process where only the libraries that models need can be imported."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.presets import PRESETS
+from benchmarks.synthetic import synthetic_batch
+from benchmarks.train_step import fused_attention_fits, main
+from jaxfusion.config.model import AddFusionConfig, CrossAttentionFusionConfig, LinearProjectorConfig
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import sys
+from dataclasses import replace
+
+MISSING = {
+    "array_record", "beartype", "grain", "jinja2", "matplotlib", "ml_collections", "orbax", "PIL", "rjieba", "sklearn",
+    "stopwordsiso", "tensorboardX", "tensorflow", "tensorflow_datasets", "tokenizers", "torch", "transformers",
+}
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+sys.meta_path.insert(0, Missing())
+
+from benchmarks.presets import PRESETS, Preset
+from benchmarks.train_step import main
+from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, VGGConfig
+
+vision = VGGConfig(image_size=4, stage_depths=(1,), stage_widths=(8,))
+model = ModelConfig(width=16, text_embedding=TextEmbeddingConfig(vocab_size=20), vision=vision)
+PRESETS["tiny"] = Preset(summary="", model=model, batch_size=4, row_length=12, images_per_row=1)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-c", PROGRAM, "--preset", "tiny", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("mesh", 1), ("pmap", 2)])
+def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(tmp_path, strategy, devices):
+    path = tmp_path / "result.json"
+    done = run("--steps", "3", "--strategy", strategy, "--json", str(path), devices=devices)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert result["command"] in done.stdout
+    assert result["environment"]["devices"] == devices
+    assert result["environment"]["versions"]["jax"]
+    batch, step = result["batch"], result["step_seconds"]
+    assert 6 * 4 <= batch["real_tokens"] <= 12 * 4
+    assert step["steps"] == 3
+    assert 0 < step["lower_quartile"] <= step["median"] <= step["upper_quartile"]
+    assert result["real_tokens_per_second"] == pytest.approx(batch["real_tokens"] / step["median"])
+    assert result["samples_per_second"] == pytest.approx(4 / step["median"])
+    flops = result["flops"]
+    assert flops["model_needed"] < flops["model_dense"] < flops["xla_unrolled"]
+    assert not flops["loops"]
+    assert result["mfu"] is None  # nobody knows a CPU's peak
+    assert result["memory"]["bytes"] > 0
+    assert 2 < result["loss"] < 4  # about ln(20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "quickstrat"], "--preset: invalid choice: 'quickstrat'"),
+        (["--preset", "quickstart", "--steps", "none"], "--steps: invalid"),
+        (["--preset", "quickstart", "--json", "no/such/place.json"], "--json: no/such is not a directory"),
+        (["--preset", "vit-base-gpt", "--plan", "h200", "--devices", "7"], "--batch-size: 64 rows cannot be shared"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("fusion", ["place", "add", "cross-attention"])
+def test_a_packed_batch_is_laid_out_as_packing_does_it(fusion):
+    preset = replace(
+        PRESETS["quickstart"], batch_size=3, row_length=90, images_per_row=4, segments_per_row=2, shortest=0.8
+    )
+    if fusion == "add":
+        layout = {"fusion": AddFusionConfig(), "projector": LinearProjectorConfig(pool="mean")}
+    else:
+        layout = {"fusion": CrossAttentionFusionConfig()} if fusion == "cross-attention" else {}
+    batch = synthetic_batch(replace(preset, model=replace(preset.model, **layout)))
+    for row in range(3):
+        images = 0
+        for segment in (1, 2):
+            (where,) = np.nonzero(batch.segment_ids[row] == segment)
+            np.testing.assert_array_equal(batch.positions[row, where], np.arange(len(where)))
+            np.testing.assert_array_equal(np.diff(where), 1)
+            placed = batch.visual_index[row, where]
+            seen = {"place": np.arange(images, images + 18), "add": np.full(len(where), 2 * segment - 2)}
+            np.testing.assert_array_equal(placed[placed >= 0], seen.get(fusion, []))
+            learned = batch.loss_weights[row, where] > 0
+            assert not learned[-1]  # nothing follows
+            assert learned[:-1].any()
+            np.testing.assert_array_equal(batch.targets[row, where][:-1], batch.tokens[row, where][1:])
+            images += 18
+    assert batch.segment_ids.max() == 2
+    np.testing.assert_array_equal(batch.image_segment_ids, [[1, 1, 2, 2]] * 3)
+    assert batch.packed
+
+
+def test_only_plain_attention_in_16_bits_may_take_the_fused_kernel():
+    preset = PRESETS["vit-base-gpt"]
+    assert fused_attention_fits(preset)
+    assert not fused_attention_fits(replace(preset, segments_per_row=2))
+    assert not fused_attention_fits(PRESETS["quickstart"])
+    assert not fused_attention_fits(PRESETS["bilstm-tagger"])

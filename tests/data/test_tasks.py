@@ -1,0 +1,74 @@
+"""Tasks: records to samples, for each task and language."""
+
+import numpy as np
+import pytest
+
+from jaxfusion.config.run import DataConfig
+from jaxfusion.data.messages import Masked
+from jaxfusion.data.tasks import samples_of
+from jaxfusion.errors import UserError
+
+SCENE = {
+    "image_id": np.int64(7),
+    "caption_en": b"a large red 3 at the top left and a small blue 5 at the bottom right",
+    "caption_zh": "左上角有一个大的红色的3".encode(),
+    "questions_en": [b"How many digits are there?", b"What is the sum of the digits?"],
+    "answers_en": [b"2", b"8"],
+    "questions_zh": ["图中有几个数字？".encode()],
+    "answers_zh": [b"2"],
+}
+REVIEW = {"image_id": np.int64(3), "text": "这家餐厅的菜不好吃".encode(), "label": np.int64(0)}
+LABELS = ["负面评论", "正面评论"]
+PIXELS = np.zeros((2, 2, 3), np.uint8)
+
+
+def test_captions_in_every_language_asked_for():
+    samples = samples_of(SCENE, DataConfig(task="caption", languages=("en", "zh")), PIXELS, [])
+    assert [sample.group for sample in samples] == ["en", "zh"]
+    assert samples[0].reference == SCENE["caption_en"].decode()
+    assert samples[1].prompt == ""
+    assert len(samples[0].messages[0].images) == 1
+
+
+def test_each_question_is_a_sample_with_its_own_picture():
+    samples = samples_of(SCENE, DataConfig(task="question_answer"), PIXELS, [])
+    assert [(s.prompt, s.reference) for s in samples] == [
+        ("How many digits are there?", "2"),
+        ("What is the sum of the digits?", "8"),
+    ]
+    assert all(len(sample.messages[0].images) == 1 for sample in samples)
+    assert len({sample.id for sample in samples}) == 2
+
+
+def test_fill_hides_only_what_the_picture_tells():
+    (sample,) = samples_of(SCENE, DataConfig(task="fill"), PIXELS, [])
+    hidden = [part.text.strip() for part in sample.messages[0].parts if isinstance(part, Masked)]
+    assert hidden == ["large", "red", "3", "small", "blue", "5"]
+    assert sample.prompt == sample.reference
+    (sample,) = samples_of(SCENE, DataConfig(task="fill", languages=("zh",)), PIXELS, [])
+    assert [part.text for part in sample.messages[0].parts if isinstance(part, Masked)] == ["大", "红色", "3"]
+
+
+def test_reviews_have_a_label_and_can_lose_their_text():
+    config = DataConfig(task="classify", languages=("zh",))
+    (sample,) = samples_of(REVIEW, config, PIXELS, LABELS)
+    assert (sample.prompt, sample.reference, sample.label) == ("这家餐厅的菜不好吃", "负面评论", 0)
+    (blind,) = samples_of(REVIEW, config, None, LABELS)
+    assert not blind.messages[0].images
+    (mute,) = samples_of(REVIEW, DataConfig(task="classify", modalities=("image",)), PIXELS, LABELS)
+    assert mute.prompt == ""
+
+
+def test_segmentation_and_stop_words_are_options_and_keep_negations():
+    settings = dict(task="classify", languages=("zh",), segment_words=True)
+    (words,) = samples_of(REVIEW, DataConfig(**settings), PIXELS, LABELS)
+    assert words.prompt.replace(" ", "") == "这家餐厅的菜不好吃"
+    assert " " in words.prompt
+    (fewer,) = samples_of(REVIEW, DataConfig(**settings, remove_stop_words=True), PIXELS, LABELS)
+    assert "的" not in fewer.prompt.split()
+    assert "不" in fewer.prompt
+
+
+def test_a_field_that_is_missing_is_named_with_those_there_are():
+    with pytest.raises(UserError, match=r"digit_scenes has no field 'text'.* its fields are image_id, caption_en"):
+        samples_of(SCENE, DataConfig(task="classify"), PIXELS, LABELS)

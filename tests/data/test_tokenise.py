@@ -1,0 +1,72 @@
+"""Samples as segments: every layout spelled out token by token."""
+
+import numpy as np
+import pytest
+
+from jaxfusion.config import Config, from_dict
+from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.data.tokenise import Layout, tokenise, tokenise_prompt
+from jaxfusion.errors import UserError
+from jaxfusion.text.tokenizer import Tokenizer
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["x"], 262)  # bytes only: one token a letter
+
+
+def one(tokenizer, letter):
+    return tokenizer.encode(letter)[0]
+
+
+def test_a_conversation_carries_loss_on_its_answers_alone(tokenizer):
+    messages = (ask(Image(PIXELS), "q"), answer("ab"), ask("r"), answer("c"))
+    segment = tokenise(Sample("0", "en", messages), tokenizer, Layout(2, "place", "next"))
+    a, b, c, q, r = (one(tokenizer, letter) for letter in "abcqr")
+    image, sep, eos, bos, pad = (getattr(tokenizer, f"{n}_id") for n in ("image", "sep", "eos", "bos", "pad"))
+    expected = [bos, image, image, q, sep, a, b, eos, r, sep, c, eos]
+    assert segment.tokens.tolist() == expected
+    assert segment.targets.tolist() == [*expected[1:], pad]
+    assert segment.loss_weights.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 0]
+    assert segment.prompt_mask.tolist() == [True] * 5 + [False] * 7
+    assert segment.visual_index.tolist() == [-1, 0, 1] + [-1] * 9
+    assert len(segment.images) == 1
+
+
+def test_a_prompt_is_the_conversation_up_to_the_answer(tokenizer):
+    layout = Layout(1, "place", "next")
+    sample = Sample("0", "en", (ask("q", Image(PIXELS)), answer("a")))
+    whole, prompt = tokenise(sample, tokenizer, layout), tokenise_prompt(sample.messages[:1], tokenizer, layout)
+    length = int(whole.prompt_mask.sum())
+    assert prompt.tokens.tolist() == whole.tokens[:length].tolist()
+    assert prompt.visual_index.tolist() == whole.visual_index[:length].tolist()
+    assert prompt.prompt_mask.all()
+    assert not prompt.loss_weights.any()
+
+
+def test_masked_text_is_hidden_and_asked_for(tokenizer):
+    sample = Sample("0", "en", (ask(Image(PIXELS), "a", Masked("bc"), "d"), answer("abcd")))
+    segment = tokenise(sample, tokenizer, Layout(1, "add", "tokens"))
+    a, b, c, d = (one(tokenizer, letter) for letter in "abcd")
+    mask, bos, eos = tokenizer.mask_id, tokenizer.bos_id, tokenizer.eos_id
+    assert segment.tokens.tolist() == [bos, a, mask, mask, d, eos]
+    assert segment.targets.tolist() == [bos, a, b, c, d, eos]
+    assert segment.loss_weights.tolist() == [0, 1, 1, 1, 1, 0]
+    assert segment.visual_index.tolist() == [0] * 6
+
+
+def test_a_class_stands_at_the_last_position(tokenizer):
+    sample = Sample("0", "zh", (ask(Image(PIXELS), "q"), answer("好")), label=3)
+    segment = tokenise(sample, tokenizer, Layout(4, "cross-attention", "class"))
+    assert segment.tokens.tolist() == [tokenizer.bos_id, one(tokenizer, "q"), tokenizer.eos_id]
+    assert segment.targets[-1] == 3
+    assert segment.loss_weights.tolist() == [0, 0, 1]
+    assert segment.visual_index.tolist() == [-1] * 3
+
+
+def test_adding_more_than_one_visual_token_is_refused():
+    model = from_dict(Config, {"model": {"vision": "vit-tiny", "fusion": "add"}}).model
+    with pytest.raises(UserError, match=r"config\.model\.fusion: add needs one visual token an image and there are 36"):
+        Layout.of(model)

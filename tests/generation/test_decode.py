@@ -1,0 +1,109 @@
+"""Cached decoding against the plain forward pass, one token at a time; rows of any length side by side."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxfusion
+from jaxfusion.batch import rows_of
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Segment
+from jaxfusion.errors import UserError
+from jaxfusion.generation.sampling import Greedy, Temperature
+from tests.models.test_vlm import CASES, make_model, random_params, random_segment
+
+GENERATING = [name for name in CASES if make_model(**CASES[name]).config.decoder.kind == "transformer"]
+NEW = 5
+
+
+def prompts(model, seed=0):
+    """Three rows of different lengths with one image each."""
+    rng = np.random.default_rng(seed)
+    segments = [random_segment(rng, model, model.config.fusion.kind, 1) for _ in range(3)]
+    segments = [segment._replace(prompt_mask=np.ones_like(segment.prompt_mask)) for segment in segments]
+    longest = max(len(segment.tokens) for segment in segments)
+    return segments, pack([[segment] for segment in segments], longest + 2, model.config.tokens_per_image)
+
+
+def continued(segment: Segment, token: int, visual: int) -> Segment:
+    """The segment with one more token, which is part of the answer."""
+    return segment._replace(
+        tokens=np.append(segment.tokens, np.int32(token)),
+        targets=np.append(segment.targets, np.int32(0)),
+        loss_weights=np.append(segment.loss_weights, np.float32(0)),
+        prompt_mask=np.append(segment.prompt_mask, False),
+        visual_index=np.append(segment.visual_index, np.int32(visual)),
+    )
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_greedy_tokens_are_those_of_the_forward_pass(name):
+    model = make_model(**CASES[name])
+    params = random_params(model)
+    segments, batch = prompts(model)
+    tokens = np.asarray(jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW))
+    assert tokens.shape == (3, NEW)
+    forward = jax.jit(jaxfusion.forward, static_argnums=0)
+    for row, segment in enumerate(segments):
+        for step in range(NEW):
+            length = len(segment.tokens)
+            whole = pack([[segment]], 32, model.config.tokens_per_image)
+            logits = np.asarray(forward(model, params, whole))[0, length - 1]
+            assert tokens[row, step] == logits.argmax(), (row, step)
+            segment = continued(segment, tokens[row, step], -1)
+
+
+def test_a_row_gets_the_same_tokens_alone_and_among_others():
+    model = make_model()
+    params = random_params(model)
+    _, batch = prompts(model)
+    together = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW)
+    for row in range(3):
+        alone = jaxfusion.generate_tokens(model, params, rows_of(batch, row, row + 1), max_new_tokens=NEW)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_after_its_first_eos_a_row_holds_only_eos():
+    model = make_model()
+    params = random_params(model)
+    _, batch = prompts(model)
+    free = np.asarray(jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW))
+    eos = int(free[0, 1])
+    ended = np.asarray(jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW, eos_token_id=eos))
+    for row in range(3):
+        first = list(free[row]).index(eos) if eos in free[row] else NEW
+        assert ended[row].tolist() == free[row, :first].tolist() + [eos] * (NEW - first)
+
+
+def test_draws_follow_the_softmax_and_their_key():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    draws = Temperature(temperature=1.0)(jnp.tile(logits, (20_000, 1)), jax.random.key(0))
+    counts = np.bincount(np.asarray(draws), minlength=3)
+    expected = 20_000 * np.array([0.5, 0.3, 0.2])
+    assert np.sum((counts - expected) ** 2 / expected) < 13.8  # chi-square with 2 degrees of freedom, p = 0.001
+    assert Greedy()(logits[None], jax.random.key(0)) == 0
+    model = make_model()
+    params = random_params(model)
+    _, batch = prompts(model)
+    one, same, other = (
+        jaxfusion.generate_tokens(
+            model, params, batch, max_new_tokens=NEW, sampler=Temperature(temperature=2.0), rng=jax.random.key(seed)
+        )
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert jnp.any(one != other)
+
+
+def test_what_cannot_be_generated_is_refused():
+    model = make_model(text_embedding={"vocab_size": 23, "max_positions": 16})
+    params = random_params(model)
+    _, batch = prompts(model)
+    with pytest.raises(UserError, match="the model's context has 16"):
+        jaxfusion.generate_tokens(model, params, batch, max_new_tokens=64)
+    tagger = make_model(encoder="bilstm", decoder="token-classifier")
+    with pytest.raises(UserError, match=r"config\.model\.decoder: a token-classifier does not generate"):
+        jaxfusion.generate_tokens(tagger, params, batch, max_new_tokens=1)
+    with pytest.raises(ValueError, match="packed=False"):
+        jaxfusion.generate_tokens(model, params, batch.replace(packed=True), max_new_tokens=1)

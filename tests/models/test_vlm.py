@@ -1,0 +1,212 @@
+"""The whole model: packed rows against the samples alone, for every way of fusing, encoding and decoding."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxfusion
+from jaxfusion.batch import Batch
+from jaxfusion.config import Config, from_dict
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Segment
+from jaxfusion.errors import UserError
+
+VISION = {
+    "kind": "vit",
+    "image_size": 8,
+    "patch_size": 4,
+    "width": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "mlp_width": 32,
+}
+TRANSFORMER = {"kind": "transformer", "num_layers": 2, "num_heads": 2}
+
+
+def make_model(**settings):
+    base = {"width": 16, "vision": VISION, "text_embedding": {"vocab_size": 23}, "decoder": TRANSFORMER}
+    return jaxfusion.build(from_dict(Config, {"model": base | settings}))
+
+
+def random_params(model, seed=0):
+    """Parameters without the zeros that initialisation puts in gates and biases, which would hide mistakes."""
+    params = jaxfusion.init(model, jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+def random_segment(rng, model, fusion, num_images):
+    per_image = model.config.tokens_per_image
+    text_length, prompt_text = int(rng.integers(4, 9)), 2
+    placed = num_images * per_image if fusion == "place" else 0
+    length = placed + text_length
+    visual_index = np.full(length, -1, np.int32)
+    if fusion == "place":
+        visual_index[1 : 1 + placed] = np.arange(placed)
+    elif fusion == "add" and num_images:
+        visual_index[:] = rng.integers(0, num_images * per_image, length)
+    tokens = rng.integers(1, 23, length).astype(np.int32)
+    return Segment(
+        tokens=tokens,
+        targets=np.roll(tokens, -1),
+        loss_weights=rng.random(length).astype(np.float32),
+        prompt_mask=np.arange(length) < placed + prompt_text,
+        visual_index=visual_index,
+        images=[rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(num_images)],
+    )
+
+
+CASES = {
+    "prefix": dict(fusion="place"),
+    "prefix, prefix-LM": dict(fusion="place", decoder=TRANSFORMER | {"prefix_lm": True}),
+    "prefix, window": dict(fusion="place", decoder=TRANSFORMER | {"window": 3}),
+    "prefix, grouped-query, swiglu, rms, unrolled": dict(
+        fusion="place",
+        decoder=TRANSFORMER | {"num_kv_heads": 1, "mlp": "swiglu", "norm": "rms", "scan_layers": False},
+    ),
+    "learned positions, untied": dict(
+        fusion="place",
+        text_embedding={"vocab_size": 23, "positions": "learned", "max_positions": 64},
+        decoder=TRANSFORMER | {"tie_embeddings": False},
+    ),
+    "add": dict(fusion="add", projector={"kind": "linear", "pool": "mean"}),
+    "cross-attention": dict(fusion={"kind": "cross-attention", "num_heads": 2}),
+    "cross-attention, every second": dict(fusion={"kind": "cross-attention", "num_heads": 2, "every": 2}),
+    "prompt encoder": dict(fusion="place", encoder=TRANSFORMER),
+    "prompt LSTM": dict(fusion="place", encoder="bilstm"),
+    "LSTM tagger": dict(fusion="add", encoder={"kind": "bilstm", "num_layers": 2}, decoder="token-classifier"),
+    "encoder with cross-attention, pooled": dict(
+        fusion={"kind": "cross-attention", "num_heads": 2},
+        encoder=TRANSFORMER,
+        decoder={"kind": "pooled-classifier", "num_classes": 5},
+    ),
+    "pooled, last": dict(encoder=TRANSFORMER, decoder={"kind": "pooled-classifier", "num_classes": 5, "pool": "last"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_packed_row_gives_each_sample_the_logits_and_gradients_it_has_alone(name):
+    model = make_model(**CASES[name])
+    params = random_params(model)
+    fusion = model.config.fusion.kind
+    rng = np.random.default_rng(0)
+    segments = [random_segment(rng, model, fusion, num_images) for num_images in (1, 0, 2)]
+    if model.config.decoder.kind == "pooled-classifier":
+        segments = [segment._replace(targets=segment.targets % 5) for segment in segments]
+    lengths = [len(segment.tokens) for segment in segments]
+    per_image = model.config.tokens_per_image
+    packed = pack([segments], sum(lengths) + 3, per_image)
+    alone = pack([[segment] for segment in segments], max(lengths) + 2, per_image)
+    assert packed.packed
+    assert not alone.packed
+
+    forward = jax.jit(jaxfusion.forward, static_argnums=0)
+    packed_logits, alone_logits = forward(model, params, packed), forward(model, params, alone)
+    assert packed_logits.dtype == jnp.float32
+    start = 0
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(
+            packed_logits[0, start : start + length], alone_logits[row, :length], rtol=1e-4, atol=2e-5
+        )
+        start += length
+
+    gradient = jax.jit(jax.grad(jaxfusion.loss, argnums=1), static_argnums=0)
+    together, apart = gradient(model, params, packed), gradient(model, params, alone)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", ["prefix", "add", "cross-attention"])
+def test_the_picture_matters_to_its_own_sample_alone(name):
+    model = make_model(**CASES[name])
+    params = random_params(model)
+    rng = np.random.default_rng(1)
+    segments = [random_segment(rng, model, model.config.fusion.kind, 1) for _ in range(2)]
+    first = len(segments[0].tokens)
+    batch = pack([segments], first + len(segments[1].tokens), model.config.tokens_per_image)
+    other = batch.replace(images=np.stack([batch.images[:, 0], 255 - batch.images[:, 1]], axis=1))
+    before, after = (jaxfusion.forward(model, params, b) for b in (batch, other))
+    np.testing.assert_array_equal(before[0, :first], after[0, :first])
+    assert jnp.abs(before[0, first:] - after[0, first:]).max() > 1e-3
+
+
+def test_at_initialisation_cross_attention_leaves_the_language_model_untouched():
+    seeing = make_model(fusion={"kind": "cross-attention", "num_heads": 2})
+    params = jaxfusion.init(seeing, jax.random.key(0))
+    blind = make_model(vision=None)
+    text_params = {room: params[room] for room in ("text_embedding", "decoder")}
+    rng = np.random.default_rng(2)
+    batch = pack([[random_segment(rng, seeing, "cross-attention", 2)]], 16, seeing.config.tokens_per_image)
+    with_images = jaxfusion.forward(seeing, params, batch)
+    np.testing.assert_array_equal(with_images, jaxfusion.forward(blind, text_params, batch.replace(images=None)))
+
+    # And it can learn: the gates get a gradient, so that the rest gets one as soon as they have moved.
+    gradient = jax.grad(jaxfusion.loss, argnums=1)(seeing, params, batch)["fusion"]["layers"]
+    assert jnp.all(gradient["attention_gate"] != 0)
+
+
+def test_scanned_and_unrolled_layers_share_their_parameters():
+    scanned, unrolled = (make_model(decoder=TRANSFORMER | {"scan_layers": scan}) for scan in (True, False))
+    params = random_params(scanned)
+    assert jax.tree.structure(params) == jax.tree.structure(jaxfusion.init(unrolled, jax.random.key(0)))
+    batch = Batch.from_tokens(np.arange(12, dtype=np.int32).reshape(2, 6) % 23)
+    results = [jaxfusion.forward(model, params, batch) for model in (scanned, unrolled)]
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_an_answer_cannot_see_its_future_through_a_prompt_encoder():
+    model = make_model(encoder=TRANSFORMER, fusion="place")
+    params = random_params(model)
+    rng = np.random.default_rng(3)
+    segment = random_segment(rng, model, "place", 1)
+    changed = segment._replace(tokens=np.append(segment.tokens[:-1], (segment.tokens[-1] + 1) % 23).astype(np.int32))
+    logits = [
+        jaxfusion.forward(model, params, pack([[s]], len(s.tokens), model.config.tokens_per_image))
+        for s in (segment, changed)
+    ]
+    np.testing.assert_array_equal(logits[0][:, :-1], logits[1][:, :-1])
+    assert jnp.any(logits[0][:, -1] != logits[1][:, -1])
+
+
+def test_dropout_is_on_only_with_a_key():
+    model = make_model(decoder=TRANSFORMER | {"dropout": 0.5})
+    params = random_params(model)
+    batch = Batch.from_tokens(np.arange(6, dtype=np.int32).reshape(1, 6))
+    forward = partial(jaxfusion.forward, model, params, batch)
+    np.testing.assert_array_equal(forward(), forward())
+    once, again, other = (forward(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    assert jnp.any(once != other)
+    assert jnp.any(once != forward())
+
+
+def test_bfloat16_computation_stays_near_float32_and_gives_float32_logits():
+    exact, rough = make_model(), make_model(dtype="bfloat16")
+    params = jaxfusion.init(exact, jax.random.key(0))
+    rng = np.random.default_rng(4)
+    batch = pack([[random_segment(rng, exact, "place", 1)]], 16, exact.config.tokens_per_image)
+    expected, logits = jaxfusion.forward(exact, params, batch), jaxfusion.forward(rough, params, batch)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, atol=0.02 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (dict(text_embedding={}), "text_embedding.vocab_size"),
+        (dict(width=18, decoder=TRANSFORMER | {"num_heads": 4}), "decoder.num_heads"),
+        (dict(decoder=TRANSFORMER | {"num_kv_heads": 3}), "decoder.num_kv_heads"),
+        (dict(width=15, encoder="bilstm", decoder="token-classifier"), "width"),
+        (dict(decoder="pooled-classifier"), "decoder.num_classes"),
+        (dict(fusion="cross-attention", encoder="bilstm", decoder="token-classifier"), "fusion"),
+        (dict(fusion={"kind": "cross-attention", "every": 3}), "fusion.every"),
+    ],
+)
+def test_rooms_that_do_not_fit_together_are_refused_by_name(settings, names):
+    with pytest.raises(UserError, match=rf"config\.model\.{names}: "):
+        make_model(**settings)

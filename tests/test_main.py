@@ -1,0 +1,189 @@
+"""The command line as people use it: every bad input is one line that names the thing and the mend, exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxfusion.main import main
+
+REPOSITORY = Path(__file__).parents[1]
+QUICKSTART = str(REPOSITORY / "configs" / "quickstart.py")
+TINY = (
+    "--config.model.width=16",
+    "--config.model.decoder.num_heads=2",
+    "--config.model.vision.stage_widths=(4,4,8)",
+    "--config.model.text_embedding.max_positions=96",
+    "--config.train.batch_size=4",
+    "--config.train.num_steps=4",
+    "--config.train.checkpoint_every=2",
+    "--config.evaluate.num_examples=6",
+    "--config.evaluate.batch_size=4",
+    "--config.generate.max_new_tokens=32",
+)
+
+
+@pytest.fixture(scope="module")
+def run(small_data, tmp_path_factory):
+    """A trained workdir and the options that made it."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    options = ["--config", QUICKSTART, "--workdir", str(workdir), f"--config.data.data_dir={small_data}", *TINY]
+    assert main(options) == 0
+    return workdir, options
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that has to fail, and gives its one line."""
+
+    def check(*argv: str) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in argv]) == 2
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("jaxfusion: ")]
+        assert len(lines) == 1, error
+        assert "Traceback" not in error
+        return lines[0]
+
+    return check
+
+
+def test_a_run_leaves_its_evaluation_predictions_and_report(run):
+    workdir, _ = run
+    record = json.loads((workdir / "evaluation.json").read_text())
+    assert record["num_examples"] == 6
+    assert {"caption_exact_match", "test_loss", "test_accuracy"} <= record["metrics"].keys()
+    predictions = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 6
+    right = np.mean([row["prediction"] == row["reference"] for row in predictions])
+    assert record["metrics"]["caption_exact_match"] == pytest.approx(right)
+    assert predictions[0]["reference"] in (workdir / "report.html").read_text()
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 4
+
+
+def test_evaluate_and_generate_work_on_the_workdir(run, tmp_path, capsys):
+    workdir, _ = run
+    before = json.loads((workdir / "evaluation.json").read_text())["metrics"]
+    assert main(["--mode", "evaluate", "--workdir", str(workdir)]) == 0
+    after = json.loads((workdir / "evaluation.json").read_text())["metrics"]
+    assert after == pytest.approx(before, abs=1e-6)
+    scene = tmp_path / "scene.png"
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(scene)
+    capsys.readouterr()
+    options = ["--mode", "generate", "--workdir", str(workdir), "--image", str(scene), "--prompt", "what is there?"]
+    assert main(options) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
+    _, options = run
+    capsys.readouterr()
+    assert main(options) == 0
+    assert "has all of its 4 steps" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.train.num_stps=3", "config.train.num_stps: there is no such setting; did you mean 'num_steps'?"),
+        ("--config.train.num_steps=many", "config.train.num_steps: expected int, got str 'many'"),
+        ("--config.model.vision=resnet-19", "config.model.vision: 'resnet-19' is not a choice; did you mean 'resnet-18'?"),
+        ("--config.data.name=digit_scene", "config.data.name: there is no data set 'digit_scene'; did you mean"),
+        ("--config.data.test_split=exam", "config.data.test_split: digit_scenes has no split 'exam'; choose from"),
+        ("--config.data.task=classify", "config.data.name: digit_scenes has no field 'text', which the task 'classify'"),
+        ("--config.data.row_length=16", "config.data.row_length: "),
+        ("--config.train.batch_size=0", "train.batch_size: 0 rows"),
+        ("--workdri=x", "--workdri=x: no such option; see --help"),
+    ],
+)
+def test_wrong_settings_are_named(small_data, tmp_path, fails, argument, message):
+    line = fails(
+        "--config", QUICKSTART, "--workdir", tmp_path / "run", f"--config.data.data_dir={small_data}", *TINY, argument
+    )
+    assert line.startswith(f"jaxfusion: {message}")
+
+
+def test_missing_configs_and_workdirs_are_named(fails, tmp_path):
+    assert "no such config file; did you mean" in fails("--config", QUICKSTART.replace("quickstart", "quikstart"))
+    assert "--config: none was given" in fails()
+    assert "--workdir: none was given" in fails("--mode", "evaluate")
+    assert "no such workdir" in fails("--mode", "evaluate", "--workdir", tmp_path / "absent")
+    assert "no run in it" in fails("--mode", "generate", "--workdir", tmp_path)
+
+
+def test_another_configs_workdir_is_refused(run, fails):
+    workdir, options = run
+    line = fails(*options, "--config.model.decoder.num_layers=3")
+    assert f"{workdir}: it holds a run with config.model.decoder.num_layers = 2, and here it is 3" in line
+    assert "config.train.seed = 0" in fails("--mode", "evaluate", "--workdir", workdir, "--config.train.seed=1")
+
+
+def test_an_unwritable_workdir_is_named(fails, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert "cannot write there" in fails("--config", QUICKSTART, "--workdir", file / "run")
+
+
+def test_bad_images_are_named(run, fails, tmp_path):
+    workdir, _ = run
+    good = tmp_path / "good.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(good)
+    truncated, text, bomb = tmp_path / "truncated.png", tmp_path / "text.png", tmp_path / "bomb.png"
+    truncated.write_bytes(good.read_bytes()[:2000])
+    text.write_text("not an image")
+    Image.new("1", (20_000, 20_000)).save(bomb)
+    for path in (tmp_path / "absent.png", truncated, text, bomb):
+        line = fails("--mode", "generate", "--workdir", workdir, "--image", path)
+        assert path.name in line
+        assert ";" in line  # the mend
+
+
+def test_a_prompt_longer_than_the_context_is_refused(run, fails):
+    workdir, _ = run
+    line = fails("--mode", "generate", "--workdir", workdir, "--prompt", "many words " * 50)
+    assert "the model's context of 96; shorten the prompt" in line
+
+
+def test_an_image_token_in_a_prompt_is_only_text(run, capsys):
+    workdir, _ = run
+    assert main(["--mode", "generate", "--workdir", str(workdir), "--prompt", "<image>"]) == 0
+
+
+def test_debug_shows_the_traceback_and_a_process_exits_with_2(tmp_path):
+    command = [sys.executable, "-m", "jaxfusion.main", "--config", str(tmp_path / "none.py")]
+    quiet = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert quiet.returncode == 2
+    assert quiet.stderr.count("\n") == 1
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert "Traceback" in loud.stderr
+
+
+def test_a_killed_run_continues_to_exactly_the_same_parameters(run, small_data, tmp_path):
+    """SIGKILL from outside while the real command trains; the same command again ends where an unbroken run ends."""
+    import jax
+
+    from jaxfusion.workdir import load
+
+    workdir, options = run
+    options = [str(tmp_path / "killed") if option == str(workdir) else option for option in options]
+    longer = [*options, "--config.train.num_steps=30", "--config.train.checkpoint_every=5", "--config.train.log_every=1"]
+    unbroken = [str(tmp_path / "unbroken") if option == str(tmp_path / "killed") else option for option in longer]
+    process = subprocess.Popen([sys.executable, "-m", "jaxfusion.main", *longer], cwd=REPOSITORY)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    random_step = int(np.random.default_rng().integers(6, 25))
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= random_step):
+        pass
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "evaluation.json").exists(), f"killed too late, at step {random_step}"
+    assert main(longer) == 0
+    assert main(unbroken) == 0
+    (_, resumed), (_, expected) = load(tmp_path / "killed"), load(tmp_path / "unbroken")
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+    rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert rows == sorted(set(rows)), "a step was logged twice"

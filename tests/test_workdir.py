@@ -1,0 +1,40 @@
+"""A run's directory: whose run it is, sizes that come from the data, and errors for what is not there."""
+
+import pytest
+
+from jaxfusion.config import Config, from_dict, to_dict
+from jaxfusion.errors import UserError
+from jaxfusion.workdir import CONFIG, check_run, load, make_workdir, read_workdir_config, resolve, write_json
+
+
+def test_sizes_come_from_the_data_where_the_config_leaves_them_open():
+    classifier = from_dict(Config, {"model": {"decoder": "pooled-classifier"}})
+    resolved = resolve(classifier, vocab_size=300, num_classes=2).model
+    assert (resolved.text_embedding.vocab_size, resolved.decoder.num_classes) == (300, 2)
+    tagger = from_dict(Config, {"model": {"decoder": "token-classifier"}})
+    assert resolve(tagger, vocab_size=300, num_classes=0).model.decoder.num_classes == 300
+    fixed = from_dict(Config, {"model": {"text_embedding": {"vocab_size": 512}}})
+    assert resolve(fixed, vocab_size=300, num_classes=0) == fixed
+
+
+def test_a_run_may_change_what_does_not_touch_its_parameters(tmp_path):
+    config = from_dict(Config, {"model": {"vision": "vit-tiny"}, "data": {"languages": ["en", "zh"]}})
+    write_json(tmp_path / CONFIG, to_dict(config))
+    assert read_workdir_config(tmp_path) == config
+    free = to_dict(config) | {"evaluate": {"num_examples": 3}, "parallel": {"strategy": "pmap"}}
+    check_run(tmp_path, from_dict(Config, free))
+    with pytest.raises(UserError, match=r"config\.train\.learning_rate = 0\.001, and here it is 0\.1"):
+        check_run(tmp_path, from_dict(Config, to_dict(config) | {"train": {"learning_rate": 0.1}}))
+
+
+def test_what_is_missing_or_broken_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent: no such workdir"):
+        load(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no run in it \(config\.json is missing\)"):
+        load(tmp_path)
+    (tmp_path / CONFIG).write_text('{\n"model": }')
+    with pytest.raises(UserError, match=r"config\.json:2: not JSON"):
+        load(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run: cannot write there"):
+        make_workdir(tmp_path / "file" / "run")
