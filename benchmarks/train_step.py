@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command = shlex.join(["python", "-m", "benchmarks.train_step", *argv])
     result = {"command": command, "preset": args.preset, "environment": environment(), **result}
-    print(command)
-    for name, value in _rows(result):
-        print(f"  {name:<38}{value}")
+    _show(result)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -216,7 +214,7 @@ def plan(preset: Preset, target: str, devices: int) -> dict[str, Any]:
         step = partial(train_step, model, optimizer)
         found = make_plan(compile_for(step, state, batch, target=target, devices=devices))
         largest = dict(list(found.arrays.items())[:5])
-        result[f"attention_{kernel}"] = asdict(found) | {"total_bytes": found.total_bytes, "arrays": largest}
+        result[f"attention_{kernel}"] = vars(found) | {"total_bytes": found.total_bytes, "arrays": largest}
     return result
 
 
@@ -297,19 +295,19 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
+def _show(result: dict[str, Any], indent: str = "") -> None:
+    """A line a value; a dict is a heading and indented lines."""
     for name, value in result.items():
-        label = f"{prefix}{name}".replace("_", " ")
+        label = f"{indent}{name}"
         if isinstance(value, dict):
-            rows += _rows(value, f"{label} / ")
+            print(label)
+            _show(value, indent + "  ")
         elif isinstance(value, float):
-            rows.append((label, f"{value:.4g}"))
+            print(f"{label:<38}  {value:.5g}")
         elif isinstance(value, int) and not isinstance(value, bool):
-            rows.append((label, f"{value:,}"))
-        elif name != "command":
-            rows.append((label, "unknown" if value is None else str(value)))
-    return rows
+            print(f"{label:<38}  {value:,}")
+        else:
+            print(f"{label:<38}  {'unknown' if value is None else value}")
 
 
 if __name__ == "__main__":

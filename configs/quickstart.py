@@ -7,16 +7,19 @@ def get_config():
     config = default_config()
     config.data.name = "digit_scenes"
     config.data.task = "caption"
-    config.data.row_length = 56  # 9 visual tokens and the longest caption
+    config.data.row_length = 48  # 4 visual tokens and the longest caption
 
     config.model.width = 96
+    config.model.text_embedding.positions = "learned"
+    config.model.text_embedding.max_positions = 128
     config.model.vision = "vgg-tiny"
-    config.model.projector = "linear"
+    config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 6 x 6 cells of the picture to 2 x 2 tokens
     config.model.fusion = "place"
     config.model.decoder.num_layers = 2
+    config.model.decoder.scan_layers = False  # two layers compile quickly, and run quicker on a CPU
 
-    config.train.num_steps = 600
-    config.train.batch_size = 64
+    config.train.num_steps = 2000
+    config.train.batch_size = 32
     config.train.learning_rate = 2e-3
-    config.train.checkpoint_every = 200
+    config.train.checkpoint_every = 500
     return config

@@ -92,18 +92,22 @@ def _quieten() -> None:
 def _train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.config import read_config
     from jaxfusion.experiment import train_run
+    from jaxfusion.parallel import use_cpu_cores
 
     if args.config is None:
         raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
     config = read_config(args.config, overrides)
+    use_cpu_cores(config.train.batch_size)
     workdir = args.workdir or Path("runs") / args.config.stem
     _show(train_run(config, workdir), workdir)
 
 
 def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.experiment import evaluate_run
+    from jaxfusion.parallel import use_cpu_cores
 
     config, workdir = _trained(args, overrides)
+    use_cpu_cores(config.evaluate.batch_size)
     _show(evaluate_run(config, workdir), workdir)
 
 

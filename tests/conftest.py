@@ -10,8 +10,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from tests.references import ...` however pytest is started
 
 import jax
+import pytest
 from jax.tree_util import GetAttrKey
 from jaxtyping import install_import_hook
+
+# An int counts as a float, as everywhere else in Python's typing (PEP 484).
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 _register_dataclass = jax.tree_util.register_dataclass
 
@@ -41,4 +45,20 @@ def _register_unchecked(cls: type, data_fields: Sequence[str], meta_fields: Sequ
 
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what the tests' time goes into
 jax.tree_util.register_dataclass = _register_unchecked
-install_import_hook(["jaxfusion.batch", "jaxfusion.config", "jaxfusion.models"], "beartype.beartype")
+install_import_hook(["jaxfusion.batch", "jaxfusion.config", "jaxfusion.models"], CHECKER)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with the first few records of each built-in data set."""
+    from jaxfusion.data.builtin import digit_scenes, prepare, restaurant_reviews
+
+    data_dir = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        for split, (_, images) in digit_scenes.SPLITS.items():
+            patch.setitem(digit_scenes.SPLITS, split, (24, images))
+        for split in restaurant_reviews.SPLITS:
+            patch.setitem(restaurant_reviews.SPLITS, split, 24)
+        for name in ("digit_scenes", "restaurant_reviews"):
+            prepare(name, data_dir)
+    return data_dir

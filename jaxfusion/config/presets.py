@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resnet-34": ResNetConfig(stage_depths=(3, 4, 6, 3)),
         "resnet-50": ResNetConfig(stage_depths=(3, 4, 6, 3), block="bottleneck"),
         "resnet-101": ResNetConfig(stage_depths=(3, 4, 23, 3), block="bottleneck"),
-        "vgg-tiny": VGGConfig(stage_depths=(1, 1, 1, 1), stage_widths=(16, 32, 64, 128), **_SMALL_PICTURES),
+        "vgg-tiny": VGGConfig(stage_depths=(1, 1, 1), stage_widths=(32, 64, 64), **_SMALL_PICTURES),
         "vgg-16": VGGConfig(),
         "vgg-19": VGGConfig(stage_depths=(2, 2, 4, 4, 4)),
         "vit-tiny": _VIT_TINY,

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxfusion.batch import Batch
 from jaxfusion.config import Config
+from jaxfusion.config.run import ParallelConfig
 from jaxfusion.data.loader import Reader
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import pack
@@ -17,6 +19,7 @@ from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
 from jaxfusion.generation.generate import answer_messages
 from jaxfusion.generation.sampling import Greedy, Sampler, Temperature
 from jaxfusion.models.vlm import Model, Params, forward
+from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.text.postprocess import postprocess
 from jaxfusion.training.losses import LossSums, loss_sums
 
@@ -64,12 +67,12 @@ def evaluate(config: Config, model: Model, params: Params, samples: list[Sample]
     """
     layout = Layout.of(model.config)
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
-    batches = list(_batches(segments, config, layout))
-    sums, argmax = _read_all(model, params, batches)
+    parallel, params = _shared(config, params)
+    sums, argmax = _read_all(model, params, _batches(segments, config, layout), parallel)
     metrics: dict[str, float] = {}
     confusion = None
     if layout.predict == "next":
-        predictions = _generated(config, model, params, samples)
+        predictions = _generated(config, model, params, samples, parallel)
     elif layout.predict == "class":
         predicted = [int(row[len(segment.tokens) - 1]) for row, segment in zip(argmax, segments, strict=True)]
         confusion = confusion_matrix([sample.label for sample in samples], predicted, len(labels))
@@ -96,11 +99,12 @@ def test_losses(config: Config, model: Model, params: Params, samples: list[Samp
     """test_loss and test_accuracy alone, quick enough to be taken during training."""
     layout = Layout.of(model.config)
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
-    sums, _ = _read_all(model, params, _batches(segments, config, layout))
+    parallel, params = _shared(config, params)
+    sums, _ = _read_all(model, params, _batches(segments, config, layout), parallel)
     return {"test_loss": float(sums.mean_loss), "test_accuracy": float(sums.accuracy)}
 
 
-def _batches(segments: list[Segment], config: Config, layout: Layout) -> Iterator[tuple[Any, int]]:
+def _batches(segments: list[Segment], config: Config, layout: Layout) -> Iterator[tuple[Batch, int]]:
     """Batches of one size, the last one filled up with rows that carry no loss, and how many rows are real."""
     size = config.evaluate.batch_size
     for start in range(0, len(segments), size):
@@ -110,11 +114,20 @@ def _batches(segments: list[Segment], config: Config, layout: Layout) -> Iterato
         yield pack(rows, config.data.row_length, layout.tokens_per_image), len(part)
 
 
-def _read_all(model: Model, params: Params, batches: Iterable[tuple[Any, int]]) -> tuple[LossSums, list[np.ndarray]]:
+def _shared(config: Config, params: Params) -> tuple[Parallel, Params]:
+    """Evaluation shares rows over a mesh, whatever training did: jit needs no other code for it."""
+    parallel = make_parallel(ParallelConfig(strategy="mesh"))
+    parallel.check_batch_size("config.evaluate.batch_size", config.evaluate.batch_size)
+    return parallel, parallel.put_state(params)
+
+
+def _read_all(
+    model: Model, params: Params, batches: Iterable[tuple[Batch, int]], parallel: Parallel
+) -> tuple[LossSums, list[np.ndarray]]:
     """Loss sums of all batches, and each real row's most probable ids."""
     sums, argmax = [], []
     for batch, num_real in batches:
-        part, ids = _reader(model)(params, batch)
+        part, ids = _reader(model)(params, parallel.put_batch(batch))
         sums.append(part)
         argmax += list(np.asarray(ids)[:num_real])
     return jax.tree.map(lambda *parts: sum(parts), *sums), argmax
@@ -123,20 +136,25 @@ def _read_all(model: Model, params: Params, batches: Iterable[tuple[Any, int]]) 
 @cache
 def _reader(model: Model) -> Any:
     @jax.jit
-    def read(params: Params, batch: Any) -> tuple[LossSums, jax.Array]:
+    def read(params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
         logits = forward(model, params, batch)
         return loss_sums(logits, batch), logits.argmax(axis=-1)
 
     return read
 
 
-def _generated(config: Config, model: Model, params: Params, samples: list[Sample]) -> list[str]:
+def _generated(config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel) -> list[str]:
     size, predictions = config.evaluate.batch_size, []
     for start in range(0, len(samples), size):
         prompts = [sample.messages[:-1] for sample in samples[start : start + size]]
         filled = prompts + prompts[:1] * (size - len(prompts))
         answers = answer_messages(
-            model, params, filled, max_new_tokens=config.generate.max_new_tokens, sampler=sampler_of(config)
+            model,
+            params,
+            filled,
+            max_new_tokens=config.generate.max_new_tokens,
+            sampler=sampler_of(config),
+            put_batch=parallel.put_batch,
         )
         predictions += answers[: len(prompts)]
     return predictions

@@ -1,12 +1,13 @@
 """Text in, text out: prompts with images to the model's answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxfusion.batch import Batch
 from jaxfusion.data.messages import Image, Message
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, tokenise_prompt
@@ -55,8 +56,9 @@ def answer_messages(
     max_new_tokens: int,
     sampler: Sampler | None = None,
     rng: jax.Array | None = None,
+    put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
-    """As `generate`, for conversations whose last message is the user's."""
+    """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
     if model.tokenizer is None:
         raise UserError("the model has no tokenizer; load it from a workdir, or give one to build(config, tokenizer)")
     layout, tokenizer = Layout.of(model.config), model.tokenizer
@@ -69,7 +71,7 @@ def answer_messages(
             f"model's context of {context}; shorten the prompt or lower generate.max_new_tokens"
         )
     row_length = min(-(-longest // BUCKET) * BUCKET, context - max_new_tokens)
-    batch = pack([[segment] for segment in segments], row_length, layout.tokens_per_image)
+    batch = put_batch(pack([[segment] for segment in segments], row_length, layout.tokens_per_image))
     eos = tokenizer.eos_id
     tokens = generate_tokens(
         model, params, batch, max_new_tokens=max_new_tokens, sampler=sampler, eos_token_id=eos, rng=rng

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxfusion.models.cross_attention import CrossAttention
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import CrossAttentionFusionConfig
 from jaxfusion.models.attention import Interval
+from jaxfusion.models.cross_attention import CrossAttention
 from jaxfusion.models.stack import init_stack
 from jaxfusion.models.transformer import MLP, Interleaved, make_norm
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxfusion.models.projector import make_projector
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.batch import Batch
@@ -31,6 +30,7 @@ from jaxfusion.models import attention, fusion
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
+from jaxfusion.models.projector import make_projector
 from jaxfusion.models.text_embedding import TextEmbedding
 from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
 from jaxfusion.models.vision import make_vision

@@ -35,7 +35,7 @@ class Tokenizer:
         if vocab_size < smallest:
             raise UserError(f"config.data.vocab_size: {vocab_size} cannot hold all bytes; use at least {smallest}")
         backend = Tokenizer(models.BPE())
-        single = pre_tokenizers.Split(Regex(r"\p{Han}|\p{Nd}"), behavior="isolated")
+        single = pre_tokenizers.Split(Regex(r"\p{Han}| ?\p{Nd}"), behavior="isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([single, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(

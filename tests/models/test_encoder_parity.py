@@ -1,5 +1,6 @@
 """The bidirectional LSTM against torch's, at the same weights."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -27,6 +28,6 @@ def test_agrees_with_torch_on_rows_of_different_lengths():
 
     segment_ids = (jnp.arange(num_tokens) < lengths.numpy()[:, None]).astype(jnp.int32)
     module = BiLSTM(num_layers, "scan", jnp.dtype("float32"))
-    output = module.apply({"params": params}, jnp.asarray(x.numpy()), segment_ids, False)
+    output = module.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(x.numpy()), segment_ids, False)
     real = np.asarray(segment_ids) > 0
     np.testing.assert_allclose(output[real], expected.detach().numpy()[real], atol=1e-5)

@@ -27,8 +27,10 @@ from jaxfusion.data.images import encode_png
 CANVAS = 48
 CELL = CANVAS // 2
 MAX_DIGITS = len(QUADRANTS)
-# Side of the square that a digit is drawn in, a small margin included: the strokes are about 11 and 18 pixels high.
-TILE = {"small": 14, "large": 22}
+# Side of the square that a digit is drawn in, a small margin included: the strokes are about 13 and 18 pixels high.
+TILE = {"small": 16, "large": 22}
+# How far a digit may be from the middle of its quadrant, in pixels and each direction, where its size leaves room.
+JITTER = 2
 # One row a colour, in the order of `COLOURS`.
 RGB = np.array([(226, 48, 48), (52, 190, 76), (66, 112, 246), (242, 208, 46), (240, 240, 240)], dtype=np.float32)
 # split -> (number of scenes, number of digit images)
@@ -73,7 +75,7 @@ def draw_background(rng: np.random.Generator) -> Float[np.ndarray, "3 H W"]:
 
 
 def draw_scene(digits: list[SceneDigit], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw the digits, each somewhere in its own quadrant and in its own shade of its colour."""
+    """Draw the digits, each near the middle of its own quadrant and in its own shade of its colour."""
     # Colour planes first: NumPy is slow over an innermost axis of three, and the scenes are made while someone waits.
     canvas = draw_background(rng)
     offsets = rng.random((len(digits), 2)).tolist()
@@ -81,8 +83,10 @@ def draw_scene(digits: list[SceneDigit], rng: np.random.Generator) -> UInt8[np.n
     for d, (down, across), shade in zip(digits, offsets, shades, strict=True):
         side = TILE[SIZES[d.size]]
         row, column = divmod(d.quadrant, 2)
-        top = row * CELL + int(down * (CELL - side + 1))
-        left = column * CELL + int(across * (CELL - side + 1))
+        free = (CELL - side) // 2
+        reach = min(JITTER, free)
+        top = row * CELL + free - reach + int(down * (2 * reach + 1))
+        left = column * CELL + free - reach + int(across * (2 * reach + 1))
         tile = canvas[:, top : top + side, left : left + side]
         tile += ink(d.source, side) * ((RGB[d.colour] + shade)[:, None, None] - tile)
     return np.ascontiguousarray(canvas.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))

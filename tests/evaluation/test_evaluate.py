@@ -1,0 +1,83 @@
+"""Evaluation: its numbers against counting by hand, whatever the size of its batches."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import jaxfusion
+from jaxfusion.config import Config, from_dict
+from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.evaluation.evaluate import evaluate, test_losses
+from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
+from jaxfusion.text.tokenizer import Tokenizer
+
+VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
+LABELS = ["no", "yes"]
+
+
+def experiment(task, decoder, **model):
+    tokenizer = Tokenizer.train(["x"], 262)
+    settings = {
+        "model": {
+            "width": 16,
+            "vision": VISION,
+            "projector": {"kind": "linear", "pool": "mean"},
+            "text_embedding": {"vocab_size": 262},
+            "decoder": decoder,
+        }
+        | model,
+        "data": {"task": task, "row_length": 32},
+        "evaluate": {"batch_size": 4},
+        "generate": {"max_new_tokens": 4},
+    }
+    config = from_dict(Config, settings)
+    model = jaxfusion.build(config, tokenizer)
+    return config, model, jaxfusion.init(model, jax.random.key(0))
+
+
+def samples(count=6):
+    rng = np.random.default_rng(0)
+    return [
+        Sample(
+            id=str(i),
+            group=["en", "zh"][i % 2],
+            messages=(ask(Image(rng.integers(0, 256, (8, 8, 3), np.uint8)), "ab", Masked("cd")), answer("abcd")),
+            label=i % 2,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "decoder", "headline"),
+    [
+        ("caption", {"kind": "transformer", "num_layers": 1, "num_heads": 2}, "caption_exact_match"),
+        ("fill", {"kind": "token-classifier"}, "fill_exact_match"),
+        ("classify", {"kind": "pooled-classifier", "num_classes": 2}, "class_accuracy"),
+    ],
+)
+def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, headline):
+    config, model, params = experiment(task, decoder)
+    given = samples()
+    if task == "classify":
+        given = [dataclasses.replace(s, messages=(s.messages[0], answer(LABELS[s.label]))) for s in given]
+    result = evaluate(config, model, params, given, LABELS)
+    right = [prediction == sample.reference for prediction, sample in zip(result.predictions, given, strict=True)]
+    assert next(iter(result.metrics)) == headline
+    assert result.metrics[headline] == pytest.approx(np.mean(right))
+    for number, group in enumerate(("en", "zh")):
+        assert result.metrics[f"{headline}_{group}"] == pytest.approx(np.mean(right[number::2]))
+    whole = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, batch_size=6))
+    assert evaluate(whole, model, params, given, LABELS).metrics == pytest.approx(result.metrics, rel=1e-5)
+    losses = test_losses(config, model, params, given)
+    assert losses == pytest.approx({name: result.metrics[name] for name in losses}, rel=1e-5)
+    if task == "classify":
+        assert np.trace(result.confusion) == sum(right)
+        assert result.metrics["test_accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_small_metrics():
+    assert exact_match(["a", "b", "c"], ["a", "x", "c"]) == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(confusion_matrix([0, 0, 1], [0, 1, 1], 2), [[1, 1], [0, 1]])
