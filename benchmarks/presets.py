@@ -64,12 +64,14 @@ PRESETS: dict[str, Preset] = {
         summary="configs/quickstart.py: a small VGG and a two-layer decoder, float32",
         model=ModelConfig(
             width=96,
-            text_embedding=TextEmbeddingConfig(vocab_size=315),  # as many as its tokenizer learns
+            # as many tokens as its tokenizer learns
+            text_embedding=TextEmbeddingConfig(vocab_size=315, positions="learned", max_positions=128),
             vision=_VISION["vgg-tiny"],
-            decoder=TransformerDecoderConfig(num_layers=2),
+            projector=PixelShuffleProjectorConfig(factor=3),
+            decoder=TransformerDecoderConfig(num_layers=2, scan_layers=False),
         ),
-        batch_size=64,
-        row_length=56,
+        batch_size=32,
+        row_length=48,
         shortest=0.4,
     ),
     "bilstm-tagger": Preset(

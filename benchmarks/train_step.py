@@ -29,7 +29,7 @@ from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
-from jaxfusion.parallel import make_parallel
+from jaxfusion.parallel import make_parallel, use_cpu_cores
 from jaxfusion.planning import TARGETS, compile_for, make_plan
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
@@ -46,7 +46,7 @@ presets:
 examples:
   python -m benchmarks.train_step --preset quickstart --json quickstart.json
   python -m benchmarks.train_step --preset vit-base-gpt --batch-size 32 --profile trace
-  JAX_PLATFORMS=cpu python -m benchmarks.train_step --preset 1b --plan h200 --devices 8   # needs no GPU
+  python -m benchmarks.train_step --preset 1b --plan h200 --devices 8   # needs no GPU
 """
 
 
@@ -59,10 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None and not args.json.parent.is_dir():
             raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
         if args.plan:
+            jax.config.update("jax_platforms", "cpu")  # or JAX would look for the GPU that is not there
             result = {"plan": plan(preset, args.plan, args.devices)}
         else:
+            use_cpu_cores(preset.batch_size)
             result = measure(preset, args.strategy, args.steps, args.profile)
-    except UserError as error:
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            error = "the device's memory is too small for this step; lower --batch-size"
         print(f"benchmarks.train_step: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "benchmarks.train_step", *argv])

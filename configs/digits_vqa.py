@@ -8,16 +8,19 @@ def get_config():
     config.data.name = "digit_scenes"
     config.data.task = "question_answer"
     config.data.languages = ("en", "zh")
-    config.data.row_length = 96  # the picture once, then its four questions and answers in random order
+    config.data.row_length = 128  # the picture once, then its four questions and answers in random order
 
     config.model.width = 96
+    config.model.text_embedding.positions = "learned"
+    config.model.text_embedding.max_positions = 256
     config.model.vision = "vgg-tiny"
-    config.model.projector = "linear"
+    config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 2 x 2 visual tokens
     config.model.fusion = "place"
     config.model.decoder.num_layers = 2
+    config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 2000
-    config.train.batch_size = 64
+    config.train.num_steps = 4000
+    config.train.batch_size = 32
     config.train.learning_rate = 2e-3
 
     config.generate.max_new_tokens = 8

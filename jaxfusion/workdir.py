@@ -17,7 +17,13 @@ CONFIG, TOKENIZER, EVALUATION, PREDICTIONS = "config.json", "tokenizer.json", "e
 
 # What may differ between two calls of one run: nothing that changes the parameters.
 FREE = ("evaluate", "generate", "serve", "parallel")
-FREE_SETTINGS = ("train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "data.data_dir")
+FREE_SETTINGS = (
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "data.data_dir",
+    "data.num_threads",
+)
 
 
 def make_workdir(workdir: Path) -> None:

@@ -17,6 +17,7 @@ class DataConfig:
     test_split: str = "test"
     row_length: int = 64  # positions in a row, visual tokens included; a sample that is longer is refused by name
     vocab_size: int = 512  # upper bound for the tokenizer that is trained on the training text
+    num_threads: int = 1  # that read and decode records; more help where images are large, and hurt where they are not
     segment_words: bool = False  # Chinese text goes through word segmentation
     remove_stop_words: bool = False  # after segmentation; negations stay
 

@@ -46,8 +46,8 @@ def open_dataset(config: DataConfig) -> Dataset:
             raise UserError(f"config.data.name: there is no data set {config.name!r}; {hint}") from None
         if not builder.data_path.exists():
             raise UserError(
-                f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name} "
-                "--file_format=array_record` or set config.data.data_dir"
+                f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name}"
+                " --file_format=array_record` or set config.data.data_dir"
             )
     decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
     sources = []
@@ -102,7 +102,8 @@ def train_iterator(
         return pack([[segment] for segment in segments], reader.data.row_length, layout.tokens_per_image)
 
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(choose)
-    return iter(dataset.to_iter_dataset().batch(batch_size, drop_remainder=True, batch_fn=to_batch))
+    reading = grain.ReadOptions(num_threads=reader.data.num_threads, prefetch_buffer_size=2 * batch_size)
+    return iter(dataset.to_iter_dataset(reading).batch(batch_size, drop_remainder=True, batch_fn=to_batch))
 
 
 def _dialogue(samples: list[Sample]) -> Sample:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.presets import PRESETS
 from benchmarks.synthetic import synthetic_batch
 from benchmarks.train_step import fused_attention_fits, main
+from jaxfusion.config import read_config
 from jaxfusion.config.model import AddFusionConfig, CrossAttentionFusionConfig, LinearProjectorConfig
 
 ROOT = Path(__file__).parents[2]
@@ -104,23 +105,30 @@ def test_a_packed_batch_is_laid_out_as_packing_does_it(fusion):
     else:
         layout = {"fusion": CrossAttentionFusionConfig()} if fusion == "cross-attention" else {}
     batch = synthetic_batch(replace(preset, model=replace(preset.model, **layout)))
+    placed = 2 * preset.model.tokens_per_image  # in a segment of two images
     for row in range(3):
-        images = 0
         for segment in (1, 2):
             (where,) = np.nonzero(batch.segment_ids[row] == segment)
             np.testing.assert_array_equal(batch.positions[row, where], np.arange(len(where)))
             np.testing.assert_array_equal(np.diff(where), 1)
-            placed = batch.visual_index[row, where]
-            seen = {"place": np.arange(images, images + 18), "add": np.full(len(where), 2 * segment - 2)}
-            np.testing.assert_array_equal(placed[placed >= 0], seen.get(fusion, []))
+            index = batch.visual_index[row, where]
+            seen = {"place": np.arange(placed) + (segment - 1) * placed, "add": np.full(len(where), 2 * segment - 2)}
+            np.testing.assert_array_equal(index[index >= 0], seen.get(fusion, []))
             learned = batch.loss_weights[row, where] > 0
             assert not learned[-1]  # nothing follows
             assert learned[:-1].any()
             np.testing.assert_array_equal(batch.targets[row, where][:-1], batch.tokens[row, where][1:])
-            images += 18
     assert batch.segment_ids.max() == 2
     np.testing.assert_array_equal(batch.image_segment_ids, [[1, 1, 2, 2]] * 3)
     assert batch.packed
+
+
+@pytest.mark.parametrize(("name", "file"), [("quickstart", "quickstart.py"), ("bilstm-tagger", "bilstm_tagger.py")])
+def test_presets_that_mirror_a_config_still_do(name, file):
+    config, preset = read_config(ROOT / "configs" / file), PRESETS[name]
+    text = replace(preset.model.text_embedding, vocab_size=0)  # the config has the tokenizer's
+    assert replace(preset.model, text_embedding=text) == config.model
+    assert (preset.batch_size, preset.row_length) == (config.train.batch_size, config.data.row_length)
 
 
 def test_only_plain_attention_in_16_bits_may_take_the_fused_kernel():
