@@ -64,19 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             use_cpu_cores(preset.batch_size)
             result = measure(preset, args.strategy, args.steps, args.profile)
-    except (UserError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            error = "the device's memory is too small for this step; lower --batch-size"
-        print(f"benchmarks.train_step: {error}", file=sys.stderr)
-        return 2
+    except UserError as error:
+        return _refuse(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refuse("--batch-size: the device's memory is too small for this step; use fewer rows")
     command = shlex.join(["python", "-m", "benchmarks.train_step", *argv])
     result = {"command": command, "preset": args.preset, "environment": environment(), **result}
     _show(result)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def _refuse(reason: Any) -> int:
+    print(f"benchmarks.train_step: {reason}", file=sys.stderr)
+    return 2
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

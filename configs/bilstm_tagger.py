@@ -18,7 +18,7 @@ def get_config():
     config.model.encoder = "bilstm"
     config.model.decoder = "token-classifier"
 
-    config.train.num_steps = 600
-    config.train.batch_size = 64
+    config.train.num_steps = 1000
+    config.train.batch_size = 32
     config.train.learning_rate = 2e-3
     return config

@@ -1,6 +1,6 @@
 """Sentiment of short Chinese restaurant reviews with a picture, where neither text nor picture is enough.
 
-See what each is worth: --config.data.modalities="('text',)" or "('image',)".
+See what each is worth: python -m benchmarks.modalities --config configs/review_sentiment.py
 """
 
 from jaxfusion.config import default_config
@@ -18,13 +18,13 @@ def get_config():
 
     config.model.width = 96
     config.model.vision = "vgg-tiny"
-    config.model.projector = "linear"
+    config.model.projector = {"kind": "pixel-shuffle", "factor": 3}
     config.model.fusion = "place"
     config.model.encoder = "transformer"
     config.model.decoder = "pooled-classifier"
 
-    config.train.num_steps = 400
-    config.train.batch_size = 64
+    config.train.num_steps = 800
+    config.train.batch_size = 32
     config.train.learning_rate = 1e-3
 
     config.evaluate.postprocess = True

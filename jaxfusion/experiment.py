@@ -20,7 +20,7 @@ from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import Dataset, Reader, open_dataset, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.tasks import samples_of
-from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_samples, test_losses
+from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
 from jaxfusion.models.vlm import Model, Params, build
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.training.loop import train
@@ -84,7 +84,7 @@ def train_run(config: Config, workdir: Path) -> dict[str, float]:
         held_out = experiment.samples
 
         def during(params: Params) -> dict[str, float]:
-            return test_losses(config, model, params, held_out)
+            return held_out_losses(config, model, params, held_out)
 
     state = train(config, model, iterator, workdir, evaluate=during)
     return _evaluate(experiment, state.params)

@@ -1,4 +1,4 @@
-"""Before anything of the package is imported: JAX on the CPU, and jaxtyping's checks on for the whole package."""
+"""Before the package is imported: JAX on the CPU, and jaxtyping's checks on for batch, config and models."""
 
 import os
 import sys

@@ -95,7 +95,10 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
         ("--config.model.vision=resnet-19", "config.model.vision: 'resnet-19' is not a choice; did you mean"),
         ("--config.data.name=digit_scene", "config.data.name: there is no data set 'digit_scene'; did you mean"),
         ("--config.data.test_split=exam", "config.data.test_split: digit_scenes has no split 'exam'; choose from"),
-        ("--config.data.task=classify", "config.data.name: digit_scenes has no field 'text', which the task 'classify'"),
+        (
+            "--config.data.task=classify",
+            "config.data.name: digit_scenes has no field 'text', which the task 'classify'",
+        ),
         ("--config.data.row_length=16", "config.data.row_length: "),
         ("--config.train.batch_size=0", "train.batch_size: 0 rows"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),

@@ -44,7 +44,8 @@ def from_dict(cls: type[T], values: Any, path: str = "config") -> T:
     given = {key: value for key, value in values.items() if key != "kind" or not hasattr(cls, "kind")}
     for key in given:
         if key not in fields:
-            raise UserError(f"{path}.{key}: there is no such setting; {_nearest(key, fields)}")
+            kind = f"{cls.kind!r} has no" if hasattr(cls, "kind") else "there is no"
+            raise UserError(f"{path}.{key}: {kind} such setting; {_nearest(key, fields)}")
     return cls(**{key: _value(fields[key], value, f"{path}.{key}") for key, value in given.items()})
 
 

@@ -95,7 +95,7 @@ def evaluate(config: Config, model: Model, params: Params, samples: list[Sample]
     return Evaluation(scores, samples, predictions, confusion)
 
 
-def test_losses(config: Config, model: Model, params: Params, samples: list[Sample]) -> dict[str, float]:
+def held_out_losses(config: Config, model: Model, params: Params, samples: list[Sample]) -> dict[str, float]:
     """test_loss and test_accuracy alone, quick enough to be taken during training."""
     layout = Layout.of(model.config)
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]

@@ -8,6 +8,7 @@ logits = forward(model, params, batch)          # float32[B, T, V]; jit with mod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -206,6 +207,7 @@ def init(model: Model, rng: Array) -> Params:
 
 def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T V"]:
     """Logits in float32 at every position. Dropout, where the config has any, is on when a dropout_rng is given."""
+    batch = jax.tree.map(jnp.asarray, batch)
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
     return model.module.apply({"params": params}, batch, deterministic=dropout_rng is None, rngs=rngs)
 

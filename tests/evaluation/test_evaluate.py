@@ -9,7 +9,7 @@ import pytest
 import jaxfusion
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
-from jaxfusion.evaluation.evaluate import evaluate, test_losses
+from jaxfusion.evaluation.evaluate import evaluate, held_out_losses
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
 from jaxfusion.text.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
         assert result.metrics[f"{headline}_{group}"] == pytest.approx(np.mean(right[number::2]))
     whole = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, batch_size=6))
     assert evaluate(whole, model, params, given, LABELS).metrics == pytest.approx(result.metrics, rel=1e-5)
-    losses = test_losses(config, model, params, given)
+    losses = held_out_losses(config, model, params, given)
     assert losses == pytest.approx({name: result.metrics[name] for name in losses}, rel=1e-5)
     if task == "classify":
         assert np.trace(result.confusion) == sum(right)
