@@ -85,7 +85,7 @@ PRESETS: dict[str, Preset] = {
             encoder=BiLSTMEncoderConfig(),
             decoder=TokenClassifierConfig(),
         ),
-        batch_size=64,
+        batch_size=32,
         row_length=48,
         shortest=0.4,
     ),

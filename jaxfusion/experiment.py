@@ -22,6 +22,7 @@ from jaxfusion.data.messages import Sample
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
 from jaxfusion.models.vlm import Model, Params, build
+from jaxfusion.parallel import make_parallel
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.training.loop import train
 from jaxfusion.workdir import (
@@ -70,6 +71,9 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
 
 def train_run(config: Config, workdir: Path) -> dict[str, float]:
     """Trains, or goes on training, then evaluates and writes the report; returns the metrics."""
+    parallel = make_parallel(config.parallel)
+    parallel.check_batch_size("config.train.batch_size", config.train.batch_size)
+    parallel.check_batch_size("config.evaluate.batch_size", config.evaluate.batch_size)
     make_workdir(workdir)
     experiment = open_experiment(config, workdir)
     config, model = experiment.config, experiment.model

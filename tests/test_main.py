@@ -1,15 +1,19 @@
 """The command line as people use it: every bad input is one line that names the thing and the mend, exit code 2."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxfusion.main import main
+from jaxfusion.workdir import load
 
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.py")
@@ -61,7 +65,7 @@ def test_a_run_leaves_its_evaluation_predictions_and_report(run):
     assert len(predictions) == 6
     right = np.mean([row["prediction"] == row["reference"] for row in predictions])
     assert record["metrics"]["caption_exact_match"] == pytest.approx(right)
-    assert predictions[0]["reference"] in (workdir / "report.html").read_text()
+    assert (workdir / "report.html").read_text().count("data:image/png;base64,") >= 6
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 4
 
@@ -100,7 +104,7 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
             "config.data.name: digit_scenes has no field 'text', which the task 'classify'",
         ),
         ("--config.data.row_length=16", "config.data.row_length: "),
-        ("--config.train.batch_size=0", "train.batch_size: 0 rows"),
+        ("--config.train.batch_size=0", "config.train.batch_size: 0 rows"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),
     ],
 )
@@ -166,27 +170,24 @@ def test_debug_shows_the_traceback_and_a_process_exits_with_2(tmp_path):
     assert "Traceback" in loud.stderr
 
 
-def test_a_killed_run_continues_to_exactly_the_same_parameters(run, small_data, tmp_path):
+def test_a_killed_run_continues_to_exactly_the_same_parameters(run, tmp_path):
     """SIGKILL from outside while the real command trains; the same command again ends where an unbroken run ends."""
-    import jax
-
-    from jaxfusion.workdir import load
-
     workdir, options = run
-    options = [str(tmp_path / "killed") if option == str(workdir) else option for option in options]
     settings = ("num_steps=30", "checkpoint_every=5", "log_every=1")
-    longer = [*options, *(f"--config.train.{setting}" for setting in settings)]
-    unbroken = [str(tmp_path / "unbroken") if option == str(tmp_path / "killed") else option for option in longer]
-    process = subprocess.Popen([sys.executable, "-m", "jaxfusion.main", *longer], cwd=REPOSITORY)
+
+    def command(name: str) -> list[str]:
+        renamed = [str(tmp_path / name) if option == str(workdir) else option for option in options]
+        return [sys.executable, "-m", "jaxfusion.main", *renamed, *(f"--config.train.{item}" for item in settings)]
+
     log = tmp_path / "killed" / "metrics.jsonl"
     random_step = int(np.random.default_rng().integers(6, 25))
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= random_step):
-        pass
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "evaluation.json").exists(), f"killed too late, at step {random_step}"
-    assert main(longer) == 0
-    assert main(unbroken) == 0
+    with subprocess.Popen(command("killed"), cwd=REPOSITORY) as process:
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= random_step):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, f"it was not killed at step {random_step}"
+    for name in ("killed", "unbroken"):
+        subprocess.run(command(name), cwd=REPOSITORY, check=True)
     (_, resumed), (_, expected) = load(tmp_path / "killed"), load(tmp_path / "unbroken")
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]

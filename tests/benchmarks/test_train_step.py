@@ -59,8 +59,11 @@ def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(("strategy", "devices"), [("mesh", 1), ("pmap", 2)])
 def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(tmp_path, strategy, devices):
     path = tmp_path / "result.json"
-    done = run("--steps", "3", "--strategy", strategy, "--json", str(path), devices=devices)
+    trace = tmp_path / "trace"
+    arguments = ["--steps", "3", "--strategy", strategy, "--json", str(path), "--profile", str(trace)]
+    done = run(*arguments, devices=devices)
     assert done.returncode == 0, done.stderr
+    assert list(trace.rglob("*.xplane.pb"))
     result = json.loads(path.read_text())
     assert result["command"] in done.stdout
     assert result["environment"]["devices"] == devices
