@@ -74,10 +74,10 @@ PRESETS: dict[str, Preset] = {
         row_length=48,
         shortest=0.4,
     ),
-    "bilstm-tagger": Preset(
-        summary="configs/bilstm_tagger.py: text + picture, bidirectional LSTM, softmax at every step, float32",
+    "bilstm": Preset(
+        summary="a small VGG added to the text, a bidirectional LSTM, softmax at every step, float32",
         model=ModelConfig(
-            width=128,
+            width=256,
             text_embedding=TextEmbeddingConfig(vocab_size=315, positions="none"),
             vision=_VISION["vgg-tiny"],
             projector=LinearProjectorConfig(pool="concatenate"),

@@ -10,7 +10,7 @@ def get_config():
     config.data.task = "fill"
     config.data.row_length = 48
 
-    config.model.width = 128
+    config.model.width = 256
     config.model.text_embedding.positions = "none"  # the LSTM knows where it is
     config.model.vision = "vgg-tiny"  # "lookup" is the classic embedding of image ids, for images seen in training
     config.model.projector = {"kind": "linear", "pool": "concatenate"}  # one visual token an image
@@ -18,7 +18,7 @@ def get_config():
     config.model.encoder = "bilstm"
     config.model.decoder = "token-classifier"
 
-    config.train.num_steps = 1000
+    config.train.num_steps = 3000
     config.train.batch_size = 32
     config.train.learning_rate = 2e-3
     return config

@@ -4,9 +4,6 @@ A row holds one or more *segments* (samples). Within it the n-th visual token of
 tokens each, so n < M * K) may stand at any position: `visual_index` says which one stands where.
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -82,12 +79,3 @@ class Batch:
             image_segment_ids=None if images is None else jnp.ones(images.shape[:2], jnp.int32),
             packed=False,
         )
-
-    @property
-    def num_rows(self) -> int:
-        return self.tokens.shape[0]
-
-
-def rows_of(batch: Any, start: int, stop: int) -> Any:
-    """The rows [start, stop) of a batch, or of any pytree whose leaves lead with the row."""
-    return jax.tree.map(lambda x: x[start:stop], batch)

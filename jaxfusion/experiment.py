@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from rich.console import Console
 
 import jaxfusion
 from jaxfusion.config import Config, to_dict
+from jaxfusion.config.model import LookupConfig
 from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import Dataset, Reader, open_dataset, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.tasks import samples_of
+from jaxfusion.data.tokenise import Layout
+from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
 from jaxfusion.models.vlm import Model, Params, build
 from jaxfusion.parallel import make_parallel
@@ -28,14 +32,21 @@ from jaxfusion.training.loop import train
 from jaxfusion.workdir import (
     CONFIG,
     EVALUATION,
+    LABELS,
     PREDICTIONS,
     TOKENIZER,
     check_run,
+    has_checkpoint,
+    held,
+    latest_step,
     load,
     make_workdir,
     resolve,
     write_json,
 )
+
+# What a decoder other than a language model may be trained for.
+SPECIALIST = {"fill": "tokens", "classify": "class"}
 
 # The tokenizer learns from this many records; more change nothing about the words of a data set.
 TOKENIZER_RECORDS = 5000
@@ -43,7 +54,8 @@ TOKENIZER_RECORDS = 5000
 
 @dataclass(frozen=True)
 class Experiment:
-    """config: with all sizes settled. model: with its tokenizer. samples: the held-out ones to evaluate on."""
+    """config: with all sizes settled. model: with its tokenizer. samples: the held-out ones to evaluate on.
+    reader: makes samples of the data set's records."""
 
     config: Config
     model: Model
@@ -51,7 +63,7 @@ class Experiment:
     reader: Reader
     workdir: Path
 
-    @property
+    @cached_property
     def samples(self) -> list[Sample]:
         return held_out_samples(self.dataset.test, self.reader, self.config.evaluate.num_examples)
 
@@ -60,26 +72,52 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
     """Prepares the data where they are missing, and the tokenizer where the workdir has none; settles all sizes."""
     dataset = open_dataset(config.data)
     tokenizer_path = workdir / TOKENIZER
-    if tokenizer_path.exists():
+    if has_checkpoint(workdir):
         tokenizer = Tokenizer.load(tokenizer_path)
     else:
         tokenizer = Tokenizer.train(_texts(config, dataset), config.data.vocab_size)
     config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
+    _check_task(config)
+    context = config.model.text_embedding.max_positions
+    if config.data.row_length > context:
+        raise UserError(
+            f"config.data.row_length: {config.data.row_length} is more than the model's context of {context}; lower it "
+            "or raise config.model.text_embedding.max_positions"
+        )
     model = build(config, tokenizer)
     return Experiment(config, model, dataset, Reader(config.data, config.model, dataset.labels), workdir)
 
 
+def _check_task(config: Config) -> None:
+    """Raises UserError where the model cannot learn what the task teaches."""
+    predict, task = Layout.of(config.model).predict, config.data.task
+    if predict != "next" and predict != SPECIALIST.get(task):
+        kind = config.model.decoder.kind
+        raise UserError(f"config.model.decoder: a {kind} cannot learn the task {task!r}; use a transformer")
+    if isinstance(config.model.vision, LookupConfig) and config.data.test_split != config.data.train_split:
+        raise UserError(
+            "config.data.test_split: a lookup table knows the images of the train split alone; "
+            f"set it to {config.data.train_split!r}"
+        )
+    if config.evaluate.num_examples < 0 or config.evaluate.batch_size < 1:
+        raise UserError("config.evaluate: num_examples is 0 (all) or more, and batch_size 1 or more; change them")
+
+
 def train_run(config: Config, workdir: Path) -> dict[str, float]:
     """Trains, or goes on training, then evaluates and writes the report; returns the metrics."""
-    parallel = make_parallel(config.parallel)
-    parallel.check_batch_size("config.train.batch_size", config.train.batch_size)
-    parallel.check_batch_size("config.evaluate.batch_size", config.evaluate.batch_size)
+    make_parallel(config.parallel).check_batch_size("config.train.batch_size", config.train.batch_size)
     make_workdir(workdir)
-    experiment = open_experiment(config, workdir)
+    with held(workdir):
+        return _train(open_experiment(config, workdir), workdir)
+
+
+def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     config, model = experiment.config, experiment.model
     check_run(workdir, config)
     write_json(workdir / CONFIG, to_dict(config))
-    model.tokenizer.save(workdir / TOKENIZER)
+    if not has_checkpoint(workdir):
+        model.tokenizer.save(workdir / TOKENIZER)
+        write_json(workdir / LABELS, list(experiment.dataset.labels))
     iterator = train_iterator(
         experiment.dataset.train, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
     )
@@ -91,16 +129,17 @@ def train_run(config: Config, workdir: Path) -> dict[str, float]:
             return held_out_losses(config, model, params, held_out)
 
     state = train(config, model, iterator, workdir, evaluate=during)
-    return _evaluate(experiment, state.params)
+    return _evaluate(experiment, state.params, int(state.step))
 
 
 def evaluate_run(config: Config, workdir: Path) -> dict[str, float]:
     """Evaluates a trained workdir's newest checkpoint and writes the report anew; returns the metrics."""
+    make_workdir(workdir)
     _, params = load(workdir)
-    return _evaluate(open_experiment(config, workdir), params)
+    return _evaluate(open_experiment(config, workdir), params, latest_step(workdir))
 
 
-def _evaluate(experiment: Experiment, params: Params) -> dict[str, float]:
+def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, float]:
     from jaxfusion.evaluation.report import write_report
 
     config, workdir = experiment.config, experiment.workdir
@@ -111,7 +150,7 @@ def _evaluate(experiment: Experiment, params: Params) -> dict[str, float]:
     record = {
         "metrics": result.metrics,
         "num_examples": len(result.samples),
-        "step": config.train.num_steps,
+        "step": step,
         "seconds": round(time.perf_counter() - start, 2),
         "finished": time.strftime("%Y-%m-%d %H:%M"),
         "device": _device(),
@@ -132,7 +171,7 @@ def _texts(config: Config, dataset: Dataset) -> Iterator[str]:
 
 
 def _write_predictions(path: Path, result: Evaluation) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for sample, prediction in zip(result.samples, result.predictions, strict=True):
             pictures = [np.asarray(image.value) for image in sample.messages[0].images]
             shown = pictures[0] if pictures and pictures[0].ndim == 3 else None

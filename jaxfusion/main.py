@@ -3,10 +3,13 @@
 import argparse
 import logging
 import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jaxfusion.errors import UserError
 
@@ -23,10 +26,9 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    debug = "--debug" in (sys.argv if argv is None else argv)
     try:
+        args, rest = _parser().parse_known_args(argv)
         overrides = _overrides(rest)
         _quieten()
         if args.mode == "train":
@@ -36,15 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _generate(args, overrides)
     except UserError as error:
-        if args.debug:
-            raise
+        if debug:
+            traceback.print_exc()
         print(f"jaxfusion: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("jaxfusion: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxfusion",
         description="Train, evaluate and use language models that see.",
         epilog=EPILOG,
@@ -112,28 +122,38 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampler_of
+    from jaxfusion.generation.classify import classify
     from jaxfusion.generation.generate import generate
     from jaxfusion.text.postprocess import postprocess
-    from jaxfusion.workdir import load
+    from jaxfusion.workdir import load, read_labels
 
     config, workdir = _trained(args, overrides)
     model, params = load(workdir)
+    prompts = [prepare_text(args.prompt, config.data.languages[0], config.data)]
     images = [args.image] if args.image else None
-    new_tokens = config.generate.max_new_tokens
-    (text,) = generate(model, params, [args.prompt], images, max_new_tokens=new_tokens, sampler=sampler_of(config))
+    if config.model.decoder.kind == "pooled-classifier":
+        (text,) = classify(model, params, prompts, images, labels=read_labels(workdir))
+    else:
+        new_tokens = config.generate.max_new_tokens
+        (text,) = generate(model, params, prompts, images, max_new_tokens=new_tokens, sampler=sampler_of(config))
     print(postprocess(text) if config.evaluate.postprocess else text)
 
 
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):
-    """The config of a trained workdir, with what may change put over it."""
-    from jaxfusion.config import override
-    from jaxfusion.workdir import check_run, read_workdir_config
+    """The config of a trained workdir, or the one given if it is of the same run, with values put over it."""
+    from jaxfusion.config import override, read_config
+    from jaxfusion.workdir import check_run, read_workdir_config, resolve
 
     if args.workdir is None and args.config is None:
         raise UserError("--workdir: none was given; name the directory of a trained run, for example runs/quickstart")
     workdir = args.workdir or Path("runs") / args.config.stem
-    config = override(read_workdir_config(workdir), overrides)
+    theirs = read_workdir_config(workdir)
+    config = override(theirs, overrides)
+    if args.config is not None:
+        sizes = theirs.model.text_embedding.vocab_size, getattr(theirs.model.decoder, "num_classes", 0)
+        config = resolve(read_config(args.config, overrides), *sizes)
     check_run(workdir, config)
     return config, workdir
 

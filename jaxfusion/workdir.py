@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params, build, init
 from jaxfusion.text.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER, EVALUATION, PREDICTIONS = "config.json", "tokenizer.json", "evaluation.json", "predictions.jsonl"
+CONFIG, TOKENIZER, LABELS = "config.json", "tokenizer.json", "labels.json"
+EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
 
 # What may differ between two calls of one run: nothing that changes the parameters.
 FREE = ("evaluate", "generate", "serve", "parallel")
@@ -38,9 +41,37 @@ def make_workdir(workdir: Path) -> None:
         raise UserError(f"{workdir}: cannot write there ({reason}); choose another --workdir") from error
 
 
+@contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keeps a second training process out of the directory. Raises UserError where one is at work in it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(workdir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{workdir}: another process is training there; wait for it, or choose another --workdir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether anything is trained in the directory: a run that failed before its first checkpoint left nothing."""
+    return latest_step(workdir) > 0
+
+
+def latest_step(workdir: Path) -> int:
+    """The step of the newest finished checkpoint; 0 where there is none."""
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
+
+
 def check_run(workdir: Path, config: Config) -> None:
     """Raises UserError where the directory holds a run whose parameters come from other settings than the config's."""
-    if not (workdir / CONFIG).exists():
+    if not has_checkpoint(workdir):
         return
     theirs, ours = _flat(to_dict(read_workdir_config(workdir))), _flat(to_dict(config))
     for key in sorted(theirs.keys() | ours.keys()):
@@ -55,7 +86,7 @@ def check_run(workdir: Path, config: Config) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all: a reader, or a run that is killed here, never meets half a file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -67,9 +98,14 @@ def read_workdir_config(workdir: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{workdir}: no run in it ({CONFIG} is missing); train first, or give the directory of a run")
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); restore the file") from error
+
+
+def read_labels(workdir: Path) -> list[str]:
+    """Names of the classes that the run's data set has."""
+    return json.loads((workdir / LABELS).read_text(encoding="utf-8"))
 
 
 def load(path: str | Path) -> tuple[Model, Params]:
@@ -87,12 +123,25 @@ def load(path: str | Path) -> tuple[Model, Params]:
 
 
 def resolve(config: Config, vocab_size: int, num_classes: int) -> Config:
-    """The config with the sizes that only the data know, where it leaves them open (0)."""
+    """The config with the sizes that only the data know, where it leaves them open (0).
+
+    Raises UserError where it sets them and they are too small: ids beyond a table would come out as NaN.
+    """
     model = config.model
+    if 0 < model.text_embedding.vocab_size < vocab_size:
+        raise UserError(
+            f"config.model.text_embedding.vocab_size: {model.text_embedding.vocab_size} is less than the tokenizer's "
+            f"{vocab_size}; leave it at 0, or lower config.data.vocab_size"
+        )
+    classes = num_classes if model.decoder.kind == "pooled-classifier" else vocab_size
+    if 0 < getattr(model.decoder, "num_classes", 0) < classes:
+        raise UserError(
+            f"config.model.decoder.num_classes: {model.decoder.num_classes} is less than the {classes} that the data "
+            "have; leave it at 0"
+        )
     if not model.text_embedding.vocab_size:
         model = replace(model, text_embedding=replace(model.text_embedding, vocab_size=vocab_size))
     if getattr(model.decoder, "num_classes", None) == 0:
-        classes = num_classes if model.decoder.kind == "pooled-classifier" else vocab_size
         model = replace(model, decoder=replace(model.decoder, num_classes=classes))
     return replace(config, model=model)
 

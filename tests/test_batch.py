@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxfusion.batch import Batch, rows_of
+from jaxfusion.batch import Batch
 
 IMAGE = 7
 NUM_ROWS, NUM_TOKENS, NUM_IMAGES = 16, 11, 3
@@ -58,7 +58,7 @@ def test_from_tokens_is_what_a_loop_over_positions_gives(seed, image_token_id):
     assert batch.images.dtype == jnp.uint8
     np.testing.assert_array_equal(batch.image_segment_ids, np.ones((NUM_ROWS, NUM_IMAGES)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(batch)} == {"int32", "float32", "bool", "uint8"}
-    assert not batch.packed and batch.num_rows == NUM_ROWS
+    assert not batch.packed
 
 
 def test_from_tokens_by_hand():
@@ -108,16 +108,6 @@ def test_packed_is_static_and_so_part_of_what_jit_compiles_for():
     for packed in (False, True, False):
         assert look(batch.replace(packed=packed)).tolist() == ([[1, 1]] if packed else [[-1, -1]])
     assert traced == [False, True]
-
-
-def test_rows_of():
-    tokens, lengths, images = _random_input(2)
-    batch = Batch.from_tokens(tokens, images, IMAGE, lengths)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        rows_of(batch, 3, 5),
-        Batch.from_tokens(tokens[3:5], images[3:5], IMAGE, lengths[3:5]),
-    )
 
 
 def test_a_field_of_another_shape_or_dtype_is_refused():

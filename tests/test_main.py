@@ -101,9 +101,11 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
         ("--config.data.test_split=exam", "config.data.test_split: digit_scenes has no split 'exam'; choose from"),
         (
             "--config.data.task=classify",
-            "config.data.name: digit_scenes has no field 'text', which the task 'classify'",
+            "config.data.name: digit_scenes has no field 'label', which the task 'classify'",
         ),
         ("--config.data.row_length=16", "config.data.row_length: "),
+        ("--config.data.row_length=100", "config.data.row_length: 100 is more than"),
+        ("--config.model.vision=lookup", "config.model.projector: "),
         ("--config.train.batch_size=0", "config.train.batch_size: 0 rows"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),
     ],

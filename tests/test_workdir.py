@@ -4,7 +4,17 @@ import pytest
 
 from jaxfusion.config import Config, from_dict, to_dict
 from jaxfusion.errors import UserError
-from jaxfusion.workdir import CONFIG, check_run, load, make_workdir, read_workdir_config, resolve, write_json
+from jaxfusion.workdir import (
+    CONFIG,
+    check_run,
+    held,
+    latest_step,
+    load,
+    make_workdir,
+    read_workdir_config,
+    resolve,
+    write_json,
+)
 
 
 def test_sizes_come_from_the_data_where_the_config_leaves_them_open():
@@ -20,6 +30,10 @@ def test_sizes_come_from_the_data_where_the_config_leaves_them_open():
 def test_a_run_may_change_what_does_not_touch_its_parameters(tmp_path):
     config = from_dict(Config, {"model": {"vision": "vit-tiny"}, "data": {"languages": ["en", "zh"]}})
     write_json(tmp_path / CONFIG, to_dict(config))
+    other = from_dict(Config, {"train": {"seed": 5}})
+    check_run(tmp_path, other)  # nothing is trained yet, so nothing is lost
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    assert latest_step(tmp_path) == 10
     assert read_workdir_config(tmp_path) == config
     free = to_dict(config) | {"evaluate": {"num_examples": 3}, "parallel": {"strategy": "pmap"}}
     check_run(tmp_path, from_dict(Config, free))
@@ -38,3 +52,19 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run: cannot write there"):
         make_workdir(tmp_path / "file" / "run")
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    with held(tmp_path), pytest.raises(UserError, match="another process is training there"), held(tmp_path):
+        pass
+    with held(tmp_path):  # and it is free again
+        pass
+
+
+def test_sizes_that_are_too_small_are_refused():
+    small = from_dict(Config, {"model": {"text_embedding": {"vocab_size": 10}}})
+    with pytest.raises(UserError, match=r"vocab_size: 10 is less than the tokenizer's 300"):
+        resolve(small, vocab_size=300, num_classes=0)
+    few = from_dict(Config, {"model": {"decoder": {"kind": "pooled-classifier", "num_classes": 2}}})
+    with pytest.raises(UserError, match=r"num_classes: 2 is less than the 3"):
+        resolve(few, vocab_size=300, num_classes=3)

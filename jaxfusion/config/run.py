@@ -11,6 +11,7 @@ class DataConfig:
     name: str = "digit_scenes"  # a built-in data set or any prepared TFDS data set with the fields the task reads
     data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
     task: Literal["caption", "question_answer", "fill", "classify"] = "caption"
+    label: str = "label"  # the field that holds the class, for the task "classify"
     languages: tuple[Literal["en", "zh"], ...] = ("en",)
     modalities: tuple[Literal["image", "text"], ...] = ("image", "text")  # leave one out to see what it was worth
     train_split: str = "train"
@@ -19,7 +20,7 @@ class DataConfig:
     vocab_size: int = 512  # upper bound for the tokenizer that is trained on the training text
     num_threads: int = 1  # that read and decode records; more help where images are large, and hurt where they are not
     segment_words: bool = False  # Chinese text goes through word segmentation
-    remove_stop_words: bool = False  # after segmentation; negations stay
+    remove_stop_words: bool = False  # cuts into words too; negations stay
 
 
 @dataclass(frozen=True, kw_only=True)

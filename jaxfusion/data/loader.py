@@ -9,11 +9,11 @@ import grain
 import numpy as np
 
 from jaxfusion.batch import Batch
-from jaxfusion.config.model import LookupConfig, ModelConfig
+from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.config.run import DataConfig
 from jaxfusion.data import builtin
 from jaxfusion.data.images import read_image, resize_image
-from jaxfusion.data.messages import Message, Sample
+from jaxfusion.data.messages import Image, Message, Sample
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout, tokenise
@@ -56,8 +56,15 @@ def open_dataset(config: DataConfig) -> Dataset:
         if split.split("[")[0] not in builder.info.splits:
             known = ", ".join(builder.info.splits)
             raise UserError(f"config.data.{key}: {config.name} has no split {split!r}; choose from {known}")
-        sources.append(builder.as_data_source(split, decoders=decoders))
-    classes = builder.info.features["label"].names if "label" in builder.info.features else ()
+        try:
+            sources.append(builder.as_data_source(split, decoders=decoders))
+        except (ValueError, NotImplementedError) as error:  # a wrong slice, or files that are not array_record
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"config.data.{key}: cannot read {split!r} of {config.name} ({reason}); change it"
+            ) from error
+    features = builder.info.features
+    classes = features[config.label].names if config.label in features else ()
     return Dataset(*sources, labels=tuple(classes))
 
 
@@ -76,8 +83,21 @@ class Reader:
         if self.model.vision is None or "image" not in self.data.modalities:
             return None
         if isinstance(self.model.vision, LookupConfig):
-            return np.int32(record["image_id"])
+            return self._image_id(record)
+        if isinstance(self.model.vision, FeaturesConfig):
+            raise UserError(
+                "config.model.vision: no data set here holds features; give them in Batch.images, or use a network"
+            )
         return resize_image(read_image(record["image"]), self.model.vision.image_size)
+
+    def _image_id(self, record: Any) -> np.ndarray:
+        number, size = int(record["image_id"]), self.model.vision.num_images
+        if number >= size:
+            raise UserError(
+                f"config.model.vision.num_images: no place for image {number} of {self.data.name} among {size}; "
+                "raise it to the number of records"
+            )
+        return np.asarray(number, np.int32)
 
 
 def train_iterator(
@@ -112,6 +132,6 @@ def _dialogue(samples: list[Sample]) -> Sample:
     messages = list(first.messages)
     for sample in rest:
         question, reply = sample.messages
-        text = tuple(part for part in question.parts if part not in question.images)
+        text = tuple(part for part in question.parts if not isinstance(part, Image))
         messages += [Message("user", text), reply]
     return Sample(first.id, first.group, tuple(messages))

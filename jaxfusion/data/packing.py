@@ -9,11 +9,10 @@ from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 
 
-def pack(rows: Sequence[Sequence[Segment]], row_length: int, tokens_per_image: int, image_slots: int = 0) -> Batch:
+def pack(rows: Sequence[Sequence[Segment]], row_length: int, tokens_per_image: int) -> Batch:
     """A Batch of NumPy arrays with the given segments in each row, one after the other.
 
-    row_length:  T, to which rows are padded.
-    image_slots: M, to which the rows' images are padded; 0 for as many as the fullest row has.
+    row_length: T, to which rows are padded; the image slots M are as many as the fullest row has images.
     Raises UserError where a row does not fit: nothing is ever cut off.
     """
     for segments in rows:
@@ -32,8 +31,7 @@ def pack(rows: Sequence[Sequence[Segment]], row_length: int, tokens_per_image: i
         "visual_index": np.full(shape, -1, np.int32),
     }
     positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    num_images = max((sum(len(segment.images) for segment in segments) for segments in rows), default=0)
-    slots = max(image_slots, num_images)
+    slots = max((sum(len(segment.images) for segment in segments) for segments in rows), default=0)
     images, image_segment_ids = _image_grid(rows, slots), np.zeros((len(rows), slots), np.int32)
     for row, segments in enumerate(rows):
         start, image = 0, 0

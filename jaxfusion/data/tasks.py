@@ -32,13 +32,17 @@ def samples_of(record: Record, config: DataConfig, image: np.ndarray | None, lab
 
 def _caption(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
     caption = _text(record, f"caption_{language}", config)
-    return [Sample(_id(record), language, (ask(*images), answer(caption)))]
+    return [Sample(_id(record, config), language, (ask(*images), answer(caption)))]
 
 
 def _question_answer(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
     questions, answers = (_texts(record, f"{field}_{language}", config) for field in ("questions", "answers"))
     return [
-        Sample(f"{_id(record)}-{i}", language, (ask(*images, _prepared(question, language, config)), answer(reply)))
+        Sample(
+            f"{_id(record, config)}-{i}",
+            language,
+            (ask(*images, prepare_text(question, language, config)), answer(reply)),
+        )
         for i, (question, reply) in enumerate(zip(questions, answers, strict=True))
     ]
 
@@ -47,15 +51,17 @@ def _fill(record: Record, images: tuple[Image, ...], language: str, config: Data
     """The caption with every word hidden that only the picture can tell: digits, sizes, colours."""
     caption = _text(record, f"caption_{language}", config)
     parts = _hide(caption, VISIBLE_ONLY[language])
-    return [Sample(_id(record), language, (ask(*images, *parts), answer(caption)))]
+    return [Sample(_id(record, config), language, (ask(*images, *parts), answer(caption)))]
 
 
 def _classify(
     record: Record, images: tuple[Image, ...], language: str, config: DataConfig, labels: list[str]
 ) -> list[Sample]:
-    text = _prepared(_text(record, "text", config), language, config) if "text" in config.modalities else ""
-    label = int(_field(record, "label", config))
-    return [Sample(_id(record), language, (ask(*images, text), answer(labels[label])), label)]
+    label = int(_field(record, config.label, config))
+    text = ""
+    if "text" in record and "text" in config.modalities:  # a data set of pictures alone has none
+        text = prepare_text(_text(record, "text", config), language, config)
+    return [Sample(_id(record, config), language, (ask(*images, text), answer(labels[label])), label)]
 
 
 TASKS: dict[str, Callable[..., list[Sample]]] = {
@@ -80,15 +86,16 @@ def _hide(text: str, words: list[str]) -> list[str | Masked]:
     return [Masked(piece) if i % 2 else piece for i, piece in enumerate(pattern.split(text)) if piece]
 
 
-def _prepared(text: str, language: str, config: DataConfig) -> str:
-    if not config.segment_words:
+def prepare_text(text: str, language: str, config: DataConfig) -> str:
+    """What people wrote, as the model is to read it: cut into words, or only those that say something, if so set."""
+    if not (config.segment_words or config.remove_stop_words):
         return text
     words = segment(text)
     return " ".join(remove_stop_words(words, language) if config.remove_stop_words else words)
 
 
-def _id(record: Record) -> str:
-    return str(int(record["image_id"]))
+def _id(record: Record, config: DataConfig) -> str:
+    return str(int(_field(record, "image_id", config)))
 
 
 def _field(record: Record, name: str, config: DataConfig) -> Any:

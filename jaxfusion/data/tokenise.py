@@ -84,7 +84,8 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
     for message in messages:
         if message is None:
             break
-        ids, _, seen = _parts(message.parts, tokenizer, layout)
+        ids, hidden, seen = _parts(message.parts, tokenizer, layout)
+        ids = [tokenizer.mask_id if masked else token for token, masked in zip(ids, hidden, strict=True)]
         is_answer = message.role == "assistant"
         tokens += [*ids, tokenizer.eos_id if is_answer else tokenizer.sep_id]
         learned += [is_answer] * len(ids) + [is_answer]
@@ -122,6 +123,8 @@ def _parts(
 
 
 def _segment(tokens, targets, weights, prompt_mask, images, tokenizer: Tokenizer, layout: Layout) -> Segment:
+    if layout.fusion == AddFusionConfig.kind and len(images) > 1:
+        raise UserError(f"config.model.fusion: add takes one image a sample and this one has {len(images)}; use place")
     if layout.fusion == PlaceFusionConfig.kind:
         placed = tokens == tokenizer.image_id
         visual_index = np.where(placed, np.cumsum(placed) - 1, -1)

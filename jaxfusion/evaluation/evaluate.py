@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,12 +67,12 @@ def evaluate(config: Config, model: Model, params: Params, samples: list[Sample]
     """
     layout = Layout.of(model.config)
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
-    parallel, params = _shared(config, params)
-    sums, argmax = _read_all(model, params, _batches(segments, config, layout), parallel)
+    parallel, size, params = _shared(config, params)
+    sums, argmax = _read_all(model, params, _batches(segments, size, layout), parallel)
     metrics: dict[str, float] = {}
     confusion = None
     if layout.predict == "next":
-        predictions = _generated(config, model, params, samples, parallel)
+        predictions = _generated(config, model, params, samples, parallel, size)
     elif layout.predict == "class":
         predicted = [int(row[len(segment.tokens) - 1]) for row, segment in zip(argmax, segments, strict=True)]
         confusion = confusion_matrix([sample.label for sample in samples], predicted, len(labels))
@@ -83,13 +83,15 @@ def evaluate(config: Config, model: Model, params: Params, samples: list[Sample]
         hidden = [segment.tokens == model.tokenizer.mask_id for segment in segments]
         right = [row == segment.targets for row, segment in zip(rows, segments, strict=True)]
         metrics["masked_accuracy"] = float(np.mean(np.concatenate(right)[np.concatenate(hidden)]))
+    references = [sample.reference for sample in samples]
     if config.evaluate.postprocess:
-        predictions = [postprocess(text) for text in predictions]
+        predictions, references = ([postprocess(text) for text in texts] for texts in (predictions, references))
     name = HEADLINE[config.data.task]
-    scores = {name: exact_match(predictions, [sample.reference for sample in samples])}
+    scores = {name: exact_match(predictions, references)}
     groups = sorted({sample.group for sample in samples})
     for group in groups if len(groups) > 1 else ():
-        pairs = [(p, s.reference) for p, s in zip(predictions, samples, strict=True) if s.group == group]
+        triples = zip(predictions, references, samples, strict=True)
+        pairs = [(prediction, reference) for prediction, reference, sample in triples if sample.group == group]
         scores[f"{name}_{group}"] = exact_match(*zip(*pairs, strict=True))
     scores |= metrics | {"test_accuracy": float(sums.accuracy), "test_loss": float(sums.mean_loss)}
     return Evaluation(scores, samples, predictions, confusion)
@@ -99,26 +101,27 @@ def held_out_losses(config: Config, model: Model, params: Params, samples: list[
     """test_loss and test_accuracy alone, quick enough to be taken during training."""
     layout = Layout.of(model.config)
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
-    parallel, params = _shared(config, params)
-    sums, _ = _read_all(model, params, _batches(segments, config, layout), parallel)
+    parallel, size, params = _shared(config, params)
+    sums, _ = _read_all(model, params, _batches(segments, size, layout), parallel)
     return {"test_loss": float(sums.mean_loss), "test_accuracy": float(sums.accuracy)}
 
 
-def _batches(segments: list[Segment], config: Config, layout: Layout) -> Iterator[tuple[Batch, int]]:
-    """Batches of one size, the last one filled up with rows that carry no loss, and how many rows are real."""
-    size = config.evaluate.batch_size
+def _batches(segments: list[Segment], size: int, layout: Layout) -> Iterator[tuple[Batch, int]]:
+    """Batches of one shape, the last one filled up with rows that carry no loss, and how many rows are real."""
+    row_length = max(len(segment.tokens) for segment in segments)
     for start in range(0, len(segments), size):
         part = segments[start : start + size]
         empty = part[0]._replace(loss_weights=np.zeros_like(part[0].loss_weights))
         rows = [[segment] for segment in part + [empty] * (size - len(part))]
-        yield pack(rows, config.data.row_length, layout.tokens_per_image), len(part)
+        yield pack(rows, row_length, layout.tokens_per_image), len(part)
 
 
-def _shared(config: Config, params: Params) -> tuple[Parallel, Params]:
-    """Evaluation shares rows over a mesh, whatever training did: jit needs no other code for it."""
+def _shared(config: Config, params: Params) -> tuple[Parallel, int, Params]:
+    """A mesh to share rows over, whatever training did (jit needs no other code for it), and the batch size, rounded
+    up to what the devices can share: batches are filled up anyway."""
     parallel = make_parallel(ParallelConfig(strategy="mesh"))
-    parallel.check_batch_size("config.evaluate.batch_size", config.evaluate.batch_size)
-    return parallel, parallel.put_state(params)
+    size = -(-config.evaluate.batch_size // parallel.num_devices) * parallel.num_devices
+    return parallel, size, parallel.put_state(params)
 
 
 def _read_all(
@@ -127,24 +130,22 @@ def _read_all(
     """Loss sums of all batches, and each real row's most probable ids."""
     sums, argmax = [], []
     for batch, num_real in batches:
-        part, ids = _reader(model)(params, parallel.put_batch(batch))
+        part, ids = _read(model, params, parallel.put_batch(batch))
         sums.append(part)
         argmax += list(np.asarray(ids)[:num_real])
     return jax.tree.map(lambda *parts: sum(parts), *sums), argmax
 
 
-@cache
-def _reader(model: Model) -> Any:
-    @jax.jit
-    def read(params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
-        logits = forward(model, params, batch)
-        return loss_sums(logits, batch), logits.argmax(axis=-1)
-
-    return read
+@partial(jax.jit, static_argnums=0)
+def _read(model: Model, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
+    logits = forward(model, params, batch)
+    return loss_sums(logits, batch), logits.argmax(axis=-1)
 
 
-def _generated(config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel) -> list[str]:
-    size, predictions = config.evaluate.batch_size, []
+def _generated(
+    config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel, size: int
+) -> list[str]:
+    predictions = []
     for start in range(0, len(samples), size):
         prompts = [sample.messages[:-1] for sample in samples[start : start + size]]
         filled = prompts + prompts[:1] * (size - len(prompts))

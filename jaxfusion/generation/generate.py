@@ -36,16 +36,21 @@ def generate(
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
     Raises UserError for an unreadable image, or a prompt longer than the model's context.
     """
+    if not prompts:
+        return []
+    messages = [(message,) for message in user_messages(model, prompts, images)]
+    return answer_messages(model, params, messages, max_new_tokens=max_new_tokens, sampler=sampler, rng=rng)
+
+
+def user_messages(model: Model, prompts: Sequence[str], images: Sequence[Any] | None) -> list[Message]:
+    """One message a prompt, its images first, as the model's vision takes them; see `generate`."""
     if images is not None and len(images) != len(prompts):
         raise UserError(f"images: {len(images)} entries for {len(prompts)} prompts; give one (or None) for each prompt")
     given = [None] * len(prompts) if images is None else images
-    messages = [
+    return [
         Message("user", (*(Image(image) for image in _read(model, entry)), prompt))
         for prompt, entry in zip(prompts, given, strict=True)
     ]
-    return answer_messages(
-        model, params, [(m,) for m in messages], max_new_tokens=max_new_tokens, sampler=sampler, rng=rng
-    )
 
 
 def answer_messages(
@@ -86,6 +91,8 @@ def _read(model: Model, entry: Any) -> list[np.ndarray]:
     if entries and model.config.vision is None:
         raise UserError("the model has no vision room and was given an image; leave the image out")
     if not hasattr(model.config.vision, "image_size"):
+        if any(isinstance(value, str | Path | bytes) for value in entries):
+            raise UserError(f"the model's vision is a {model.config.vision.kind} and reads no files; give it arrays")
         return [np.asarray(value) for value in entries]
     pictures = [read_image(value) if isinstance(value, str | Path | bytes) else np.asarray(value) for value in entries]
     return [resize_image(picture, model.config.vision.image_size) for picture in pictures]

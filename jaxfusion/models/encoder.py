@@ -49,8 +49,10 @@ class BiLSTM(nn.Module):
 
 
 def choose_kernel(dtype: jnp.dtype, packed: bool) -> Literal["scan", "cudnn"]:
-    """cuDNN where it can be had: on a GPU, in float32 (all that JAX passes on), with one segment a row."""
-    return "cudnn" if jax.default_backend() == "gpu" and dtype == jnp.float32 and not packed else "scan"
+    """cuDNN where it can be had: on one GPU (XLA cannot share out the call's rows over several), in float32 (all that
+    JAX passes on), with one segment a row."""
+    one_gpu = jax.default_backend() == "gpu" and jax.device_count() == 1
+    return "cudnn" if one_gpu and dtype == jnp.float32 and not packed else "scan"
 
 
 def _scan_layer(x: Array, segment_ids: Array, layer: dict[str, Array]) -> Array:

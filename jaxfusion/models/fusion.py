@@ -44,7 +44,8 @@ def visible_images(
 class GatedCrossAttention(nn.Module):
     """x + tanh(gate) * cross_attention(x, visual), then the same with an MLP (Flamingo, Alayrac et al. 2022).
 
-    Both gates start at zero, so that a language model is untouched when training begins.
+    Both gates start at zero, so that a language model is untouched when training begins. A position that sees no image
+    is never touched: what a text-only sample gets does not depend on the samples beside it.
     """
 
     num_heads: int
@@ -58,11 +59,12 @@ class GatedCrossAttention(nn.Module):
             return jnp.tanh(self.param(name, nn.initializers.zeros, ())).astype(self.dtype)
 
         attend = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="attention")
-        x = x + gate("attention_gate") * attend(
-            make_norm("layer", 1e-6, self.dtype, "attention_norm")(x), visual, interval
-        )
+        text = x
+        normed = make_norm("layer", 1e-6, self.dtype, "attention_norm")(x)
+        x = x + gate("attention_gate") * attend(normed, visual, interval)
         mlp = MLP(4 * x.shape[-1], "gelu", self.dtype, name="mlp")
-        return x + gate("mlp_gate") * mlp(make_norm("layer", 1e-6, self.dtype, "mlp_norm")(x))
+        x = x + gate("mlp_gate") * mlp(make_norm("layer", 1e-6, self.dtype, "mlp_norm")(x))
+        return jnp.where((interval.end > interval.start)[..., None], x, text)
 
 
 class CrossAttentionFusion(nn.Module):

@@ -88,7 +88,8 @@ class SelfAttention(nn.Module):
             cache = cache.write(key, value, jnp.zeros(x.shape[0], jnp.int32) if prefill else cache_index)
             if not prefill:
                 key, value = cache.key, cache.value
-        mixed = attention(query, key, value, interval, implementation=self.implementation)
+        implementation = self.implementation if cache_index is None else "auto"  # cuDNN's cannot read a cache
+        mixed = attention(query, key, value, interval, implementation=implementation)
         out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), use_bias=self.use_bias, dtype=self.dtype, name="out")
         return out(mixed), cache
 
@@ -205,8 +206,10 @@ class TransformerLayers(nn.Module):
 
         def init_layers(rng: Array) -> Any:
             one = jnp.zeros((1, 1), jnp.int32)
+            dummy = jnp.zeros((1, 1, width), self.dtype)
+            # No parameter depends on the kernel, and XLA's takes the dummy's interval and size.
             return init_stack(
-                block, rng, config.num_layers, jnp.zeros((1, 1, width), self.dtype), Interval(one, one + 1), one
+                block.clone(implementation="xla"), rng, config.num_layers, dummy, Interval(one, one + 1), one
             )
 
         def apply_block(params: Any, x: Array, xs: tuple) -> tuple[Array, KVCache | None]:

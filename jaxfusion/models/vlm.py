@@ -26,9 +26,9 @@ from jaxfusion.config.model import (
     TransformerConfig,
     TransformerDecoderConfig,
 )
-from jaxfusion.errors import UserError
 from jaxfusion.models import attention, fusion
 from jaxfusion.models.attention import Interval
+from jaxfusion.models.check import check, interleaved_stack
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
 from jaxfusion.models.projector import make_projector
@@ -54,7 +54,7 @@ class VisualLanguageModel(nn.Module):
             self.vision = make_vision(config.vision, dtype, config.attention)
             self.projector = make_projector(config.projector, config.width, dtype, config.attention)
             if isinstance(config.fusion, CrossAttentionFusionConfig):
-                self.fusion = fusion.CrossAttentionFusion(config.fusion, _interleaved_stack(config).num_layers, dtype)
+                self.fusion = fusion.CrossAttentionFusion(config.fusion, interleaved_stack(config).num_layers, dtype)
         match config.encoder:
             case TransformerConfig():
                 self.encoder = self._layers(config.encoder)
@@ -161,21 +161,19 @@ class VisualLanguageModel(nn.Module):
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """One more token of each row, at position lengths[b] of its cache; gives the logits of the next one."""
         positions = lengths[:, None]
-        x = self.text_embedding.add_positions(self.text_embedding(tokens[:, None]), positions)
-        interleaved = None
-        if visual is not None and isinstance(self.config.fusion, CrossAttentionFusionConfig):
-            interleaved = self.cross_attend(jnp.ones_like(positions), image_segment_ids, visual)
+        x, interleaved = self.text_embedding(tokens[:, None]), None
+        if visual is not None:
+            match self.config.fusion:
+                case CrossAttentionFusionConfig():
+                    interleaved = self.cross_attend(jnp.ones_like(positions), image_segment_ids, visual)
+                case AddFusionConfig():  # an answer goes on seeing the picture that its prompt saw
+                    x = fusion.add(x, visual, jnp.where(image_segment_ids[:, :1] > 0, 0, -1))
+        x = self.text_embedding.add_positions(x, positions)
         window = self.config.decoder.window
         start = jnp.maximum(positions + 1 - window, 0) if window else jnp.zeros_like(positions)
         interval = Interval(start, positions + 1)
         x, cache = self.decoder(x, interval, positions, interleaved=interleaved, cache=cache, cache_index=lengths)
         return self.logits(x)[:, 0], cache
-
-
-def _interleaved_stack(config: ModelConfig) -> TransformerConfig | None:
-    """The Transformer that cross-attention layers go into: a causal decoder's, else the encoder's."""
-    stacks = (config.decoder, config.encoder)
-    return next((stack for stack in stacks if isinstance(stack, TransformerConfig)), None)
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ class Model:
 def build(config: ModelConfig | Config, tokenizer: "Tokenizer | None" = None) -> Model:
     """The model that a config describes. Raises UserError where its parts do not fit together."""
     config = config.model if isinstance(config, Config) else config
-    _check(config)
+    check(config)
     return Model(config, tokenizer)
 
 
@@ -224,34 +222,3 @@ def _smallest_batch(config: ModelConfig) -> Batch:
         case vision:
             images = jnp.zeros((1, 1, vision.image_size, vision.image_size, 3), jnp.uint8)
     return Batch.from_tokens(jnp.zeros((1, 2), jnp.int32), images)
-
-
-def _check(config: ModelConfig) -> None:
-    def refuse(key: str, message: str) -> None:
-        raise UserError(f"config.model.{key}: {message}")
-
-    if config.text_embedding.vocab_size <= 0:
-        refuse(
-            "text_embedding.vocab_size", "the vocabulary has no size yet; set it, or let training take it from the data"
-        )
-    for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
-        if isinstance(stack, TransformerConfig):
-            if not stack.head_dim and config.width % stack.num_heads:
-                refuse(f"{name}.num_heads", f"{stack.num_heads} does not divide the width {config.width}; change one")
-            if stack.num_kv_heads and stack.num_heads % stack.num_kv_heads:
-                refuse(
-                    f"{name}.num_kv_heads",
-                    f"{stack.num_kv_heads} does not divide num_heads {stack.num_heads}; change one",
-                )
-    if isinstance(config.encoder, BiLSTMEncoderConfig) and config.width % 2:
-        refuse("width", f"{config.width} is odd, and a bidirectional LSTM halves it; use an even width")
-    if isinstance(config.decoder, PooledClassifierConfig) and config.decoder.num_classes <= 0:
-        refuse(
-            "decoder.num_classes", "the classifier has no classes yet; set it, or let training take it from the data"
-        )
-    if config.vision is not None and isinstance(config.fusion, CrossAttentionFusionConfig):
-        stack = _interleaved_stack(config)
-        if stack is None:
-            refuse("fusion", "cross-attention goes between Transformer layers and there are none; use place or add")
-        elif stack.num_layers % config.fusion.every:
-            refuse("fusion.every", f"{config.fusion.every} does not divide the {stack.num_layers} layers; change one")

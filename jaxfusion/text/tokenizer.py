@@ -1,5 +1,6 @@
 """Text to token ids and back: a byte-level BPE of the `tokenizers` library, with the special tokens of this project."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,11 @@ class Tokenizer:
             raise UserError(f"{path}: the tokens {' '.join(missing)} are missing; use the tokenizer of this run")
         return cls(backend)
 
-    def save(self, path: str | Path) -> None:
-        self._backend.save(str(path))
+    def save(self, path: Path) -> None:
+        """Whole or not at all."""
+        partial = path.with_name(path.name + ".partial")
+        self._backend.save(str(partial))
+        os.replace(partial, path)
 
     @property
     def vocab_size(self) -> int:

@@ -29,7 +29,9 @@ class LossSums:
 def loss_sums(logits: Float[Array, "B T V"], batch: Batch) -> LossSums:
     """Cross-entropy of float32 logits against `batch.targets`, weighted by `batch.loss_weights`."""
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target_logit = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+    # A sum over a comparison, not a gather: its gradient is one fused pass and not a scatter into [B, T, V].
+    is_target = jnp.arange(logits.shape[-1]) == batch.targets[..., None]
+    target_logit = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
     weights = batch.loss_weights
     correct = jnp.argmax(logits, axis=-1) == batch.targets
     return LossSums(

@@ -29,10 +29,10 @@ def test_segments_stand_one_after_the_other_with_their_own_images():
     assert batch.packed
 
 
-def test_one_segment_a_row_is_not_packed_and_slots_can_be_fixed():
-    batch = pack([[segment(3, 1, 1, 1)], [segment(2, 0, 1, 2)]], row_length=4, tokens_per_image=1, image_slots=3)
+def test_one_segment_a_row_is_not_packed():
+    batch = pack([[segment(3, 1, 1, 1)], [segment(2, 0, 1, 2)]], row_length=4, tokens_per_image=1)
     assert not batch.packed
-    assert batch.images.shape == (2, 3, 2, 2, 3)
+    assert batch.images.shape == (2, 1, 2, 2, 3)
     assert pack([[segment(2, 0, 1, 1)]], 4, 1).images is None
 
 

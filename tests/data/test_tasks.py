@@ -59,6 +59,12 @@ def test_reviews_have_a_label_and_can_lose_their_text():
     assert mute.prompt == ""
 
 
+def test_pictures_can_be_classified_without_text():
+    config = DataConfig(task="classify", label="count")
+    (sample,) = samples_of(SCENE | {"count": np.int64(1)}, config, PIXELS, ["1", "2", "3", "4"])
+    assert (sample.prompt, sample.reference, sample.label) == ("", "2", 1)
+
+
 def test_segmentation_and_stop_words_are_options_and_keep_negations():
     settings = dict(task="classify", languages=("zh",), segment_words=True)
     (words,) = samples_of(REVIEW, DataConfig(**settings), PIXELS, LABELS)
@@ -70,5 +76,5 @@ def test_segmentation_and_stop_words_are_options_and_keep_negations():
 
 
 def test_a_field_that_is_missing_is_named_with_those_there_are():
-    with pytest.raises(UserError, match=r"digit_scenes has no field 'text'.* its fields are image_id, caption_en"):
+    with pytest.raises(UserError, match=r"digit_scenes has no field 'label'.* its fields are image_id, caption_en"):
         samples_of(SCENE, DataConfig(task="classify"), PIXELS, LABELS)

@@ -57,6 +57,18 @@ def test_masked_text_is_hidden_and_asked_for(tokenizer):
     assert segment.visual_index.tolist() == [0] * 6
 
 
+def test_masked_text_in_a_prompt_is_hidden_from_a_language_model_too(tokenizer):
+    sample = Sample("0", "en", (ask("a", Masked("b")), answer("ab")))
+    segment = tokenise(sample, tokenizer, Layout(0, "place", "next"))
+    assert segment.tokens[:3].tolist() == [tokenizer.bos_id, one(tokenizer, "a"), tokenizer.mask_id]
+
+
+def test_adding_takes_one_image_a_sample(tokenizer):
+    sample = Sample("0", "en", (ask(Image(PIXELS), Image(PIXELS), "a"), answer("b")))
+    with pytest.raises(UserError, match="add takes one image a sample and this one has 2"):
+        tokenise(sample, tokenizer, Layout(1, "add", "next"))
+
+
 def test_a_class_stands_at_the_last_position(tokenizer):
     sample = Sample("0", "zh", (ask(Image(PIXELS), "q"), answer("好")), label=3)
     segment = tokenise(sample, tokenizer, Layout(4, "cross-attention", "class"))

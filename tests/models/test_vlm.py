@@ -141,6 +141,20 @@ def test_the_picture_matters_to_its_own_sample_alone(name):
     assert jnp.abs(before[0, first:] - after[0, first:]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["prefix", "cross-attention"])
+def test_a_text_only_sample_is_the_same_with_and_without_pictures_beside_it(name):
+    model = make_model(**CASES[name])
+    params = random_params(model)
+    rng = np.random.default_rng(5)
+    text, seeing = (random_segment(rng, model, model.config.fusion.kind, images) for images in (0, 1))
+    length = max(len(text.tokens), len(seeing.tokens))
+    alone = pack([[text]], length, model.config.tokens_per_image)
+    beside = pack([[text], [seeing]], length, model.config.tokens_per_image)
+    assert alone.images is None
+    logits = [jaxfusion.forward(model, params, batch)[0, : len(text.tokens)] for batch in (alone, beside)]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
 def test_at_initialisation_cross_attention_leaves_the_language_model_untouched():
     seeing = make_model(fusion={"kind": "cross-attention", "num_heads": 2})
     params = jaxfusion.init(seeing, jax.random.key(0))
@@ -191,6 +205,20 @@ def test_dropout_is_on_only_with_a_key():
     assert jnp.any(once != forward())
 
 
+def test_a_model_that_names_the_gpus_kernel_can_be_made_anywhere():
+    vit = {
+        "kind": "vit",
+        "image_size": 8,
+        "patch_size": 4,
+        "width": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "mlp_width": 32,
+    }
+    model = make_model(vision=vit, attention="cudnn", dtype="bfloat16")
+    assert jaxfusion.init(model, jax.random.key(0)).keys() == {"text_embedding", "vision", "projector", "decoder"}
+
+
 def test_bfloat16_computation_stays_near_float32_and_gives_float32_logits():
     exact, rough = make_model(), make_model(dtype="bfloat16")
     params = jaxfusion.init(exact, jax.random.key(0))
@@ -207,6 +235,17 @@ def test_bfloat16_computation_stays_near_float32_and_gives_float32_logits():
         (dict(text_embedding={}), "text_embedding.vocab_size"),
         (dict(width=18, decoder=TRANSFORMER | {"num_heads": 4}), "decoder.num_heads"),
         (dict(decoder=TRANSFORMER | {"num_kv_heads": 3}), "decoder.num_kv_heads"),
+        (dict(decoder=TRANSFORMER | {"num_heads": 0}), "decoder.num_heads"),
+        (dict(decoder=TRANSFORMER | {"num_layers": 0}), "decoder.num_layers"),
+        (dict(decoder=TRANSFORMER | {"head_dim": 3}), "decoder.head_dim"),
+        (dict(decoder=TRANSFORMER | {"window": 2}, attention="cudnn"), "attention"),
+        (dict(projector={"kind": "pixel-shuffle", "factor": 3}), "projector.factor"),
+        (dict(projector={"kind": "pixel-shuffle", "factor": 0}), "projector.factor"),
+        (dict(projector={"kind": "perceiver", "num_heads": 3}), "projector.num_heads"),
+        (dict(vision={"kind": "vit", "width": 10, "num_heads": 4}), "vision.num_heads"),
+        (dict(vision={"kind": "vgg", "stage_depths": [1, 1]}), "vision.stage_widths"),
+        (dict(vision=VISION | {"image_size": 3}), "vision"),
+        (dict(fusion={"kind": "cross-attention", "num_heads": 3}), "fusion.num_heads"),
         (dict(width=15, encoder="bilstm", decoder="token-classifier"), "width"),
         (dict(decoder="pooled-classifier"), "decoder.num_classes"),
         (dict(fusion="cross-attention", encoder="bilstm", decoder="token-classifier"), "fusion"),

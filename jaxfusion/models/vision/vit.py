@@ -40,7 +40,9 @@ class ViT(nn.Module):
         def init_layers(rng: Array) -> Any:
             one = jnp.ones((1, 1), jnp.int32)
             dummy = jnp.zeros((1, 1, config.width), self.dtype)
-            return init_stack(block, rng, config.num_layers, dummy, Interval(one - one, one))
+            # No parameter depends on the kernel, and XLA's takes the dummy's interval and size.
+            xla = block.clone(implementation="xla")
+            return init_stack(xla, rng, config.num_layers, dummy, Interval(one - one, one))
 
         start = jnp.zeros(x.shape[:2], jnp.int32)
         everything = Interval(start, start + config.num_tokens, "full")

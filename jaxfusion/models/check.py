@@ -1,0 +1,115 @@
+"""Whether a model's parts fit together: refused here by the name of the setting, before anything is traced."""
+
+import math
+from typing import Any, NoReturn
+
+from jaxfusion.config.model import (
+    BiLSTMEncoderConfig,
+    CrossAttentionFusionConfig,
+    MappingProjectorConfig,
+    ModelConfig,
+    PerceiverProjectorConfig,
+    PixelShuffleProjectorConfig,
+    PooledClassifierConfig,
+    TransformerConfig,
+    VGGConfig,
+    ViTConfig,
+)
+from jaxfusion.errors import UserError
+
+
+def interleaved_stack(config: ModelConfig) -> TransformerConfig | None:
+    """The Transformer that cross-attention layers go into: a causal decoder's, else the encoder's."""
+    stacks = (config.decoder, config.encoder)
+    return next((stack for stack in stacks if isinstance(stack, TransformerConfig)), None)
+
+
+def check(config: ModelConfig) -> None:
+    """Raises UserError for the first setting that cannot be, with what to change."""
+    if config.text_embedding.vocab_size <= 0:
+        _refuse(
+            "text_embedding.vocab_size", "the vocabulary has no size yet; set it, or let training take it from the data"
+        )
+    _positive("width", config.width)
+    for name in ("encoder", "decoder"):
+        if isinstance(getattr(config, name), TransformerConfig):
+            _check_transformer(name, getattr(config, name), config)
+    if isinstance(config.encoder, BiLSTMEncoderConfig):
+        _positive("encoder.num_layers", config.encoder.num_layers)
+        _divides("width", 2, config.width, "the two directions of the LSTM")
+    if isinstance(config.decoder, PooledClassifierConfig) and config.decoder.num_classes <= 0:
+        _refuse(
+            "decoder.num_classes", "the classifier has no classes yet; set it, or let training take it from the data"
+        )
+    if config.vision is not None:
+        _check_vision(config)
+        _check_projector(config)
+        if isinstance(config.fusion, CrossAttentionFusionConfig):
+            _check_cross_attention(config)
+
+
+def _check_transformer(name: str, stack: TransformerConfig, config: ModelConfig) -> None:
+    _positive(f"{name}.num_layers", stack.num_layers)
+    _positive(f"{name}.num_heads", stack.num_heads)
+    if not stack.head_dim:
+        _divides(f"{name}.num_heads", stack.num_heads, config.width, "the model's width")
+    if stack.num_kv_heads:
+        _divides(f"{name}.num_kv_heads", stack.num_kv_heads, stack.num_heads, "num_heads")
+    head_dim = stack.head_dim or config.width // stack.num_heads
+    if config.text_embedding.positions == "rotary" and head_dim % 2:
+        _refuse(f"{name}.head_dim", f"{head_dim} is odd, and rotary positions turn pairs; use an even one")
+    if config.attention == "cudnn" and (stack.window or getattr(stack, "prefix_lm", False)):
+        _refuse("attention", "cuDNN knows no prefix-LM attention and no window; use 'auto'")
+
+
+def _check_vision(config: ModelConfig) -> None:
+    vision = config.vision
+    if isinstance(vision, ViTConfig):
+        _positive("vision.num_layers", vision.num_layers)
+        _divides("vision.num_heads", vision.num_heads, vision.width, "the vision's width")
+        _divides("vision.patch_size", vision.patch_size, vision.image_size, "image_size")
+    if isinstance(vision, VGGConfig) and len(vision.stage_depths) != len(vision.stage_widths):
+        _refuse(
+            "vision.stage_widths", f"{len(vision.stage_widths)} for {len(vision.stage_depths)} stages; give each one"
+        )
+    if vision.num_tokens < 1:
+        _refuse("vision", "no visual token is left of an image; enlarge image_size or take fewer stages")
+
+
+def _check_projector(config: ModelConfig) -> None:
+    projector, tokens = config.projector, config.vision.num_tokens
+    match projector:
+        case PixelShuffleProjectorConfig(factor=factor):
+            _positive("projector.factor", factor)
+            side = math.isqrt(tokens)
+            if side * side != tokens or side % factor:
+                grid = f"{side} x {side}" if side * side == tokens else f"{tokens} tokens, no square"
+                _refuse(
+                    "projector.factor", f"{factor} does not divide the image's grid ({grid}); use another projector"
+                )
+        case PerceiverProjectorConfig() | MappingProjectorConfig():
+            _positive("projector.num_layers", projector.num_layers)
+            _divides("projector.num_heads", projector.num_heads, config.width, "the model's width")
+
+
+def _check_cross_attention(config: ModelConfig) -> None:
+    stack = interleaved_stack(config)
+    if stack is None:
+        _refuse("fusion", "cross-attention goes between Transformer layers and there are none; use place or add")
+    _divides("fusion.every", config.fusion.every, stack.num_layers, "the Transformer's layers")
+    _divides("fusion.num_heads", config.fusion.num_heads, config.width, "the model's width")
+
+
+def _positive(key: str, value: int) -> None:
+    if value < 1:
+        _refuse(key, f"{value} is too few; use 1 or more")
+
+
+def _divides(key: str, part: int, whole: int, what: str) -> None:
+    _positive(key, part)
+    if whole % part:
+        _refuse(key, f"{part} does not divide {what}, {whole}; change one of them")
+
+
+def _refuse(key: str, message: Any) -> NoReturn:
+    raise UserError(f"config.model.{key}: {message}")
