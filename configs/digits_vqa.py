@@ -8,7 +8,7 @@ def get_config():
     config.data.name = "digit_scenes"
     config.data.task = "question_answer"
     config.data.languages = ("en", "zh")
-    config.data.row_length = 128  # the picture once, then its four questions and answers in random order
+    config.data.row_length = 144  # the picture once, then all questions on it and their answers, in random order
 
     config.model.width = 96
     config.model.text_embedding.positions = "learned"
@@ -19,9 +19,10 @@ def get_config():
     config.model.decoder.num_layers = 2
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 4000
+    config.train.num_steps = 2000
     config.train.batch_size = 32
     config.train.learning_rate = 2e-3
 
+    config.evaluate.num_examples = 2000
     config.generate.max_new_tokens = 8
     return config

@@ -5,7 +5,7 @@ params = init(model, jax.random.key(0))
 logits = forward(model, params, batch)          # float32[B, T, V]; jit with model static
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -200,7 +200,9 @@ def build(config: ModelConfig | Config, tokenizer: "Tokenizer | None" = None) ->
 
 def init(model: Model, rng: Array) -> Params:
     """Fresh float32 parameters: a nested dict whose first keys are the rooms' names."""
-    return model.module.init(rng, _smallest_batch(model.config))["params"]
+    # No parameter depends on the attention kernel, and XLA's runs wherever this does.
+    module = VisualLanguageModel(replace(model.config, attention="xla"))
+    return module.init(rng, _smallest_batch(model.config))["params"]
 
 
 def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T V"]:

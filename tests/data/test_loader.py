@@ -15,7 +15,7 @@ def parts(small_data):
     vision = {"kind": "vgg", "image_size": 24, "stage_depths": [1], "stage_widths": [4]}
     settings = {
         "model": {"vision": vision, "projector": {"kind": "linear", "pool": "mean"}},
-        "data": {"task": "question_answer", "languages": ["en", "zh"], "data_dir": str(small_data), "row_length": 512},
+        "data": {"task": "question_answer", "languages": ["en", "zh"], "data_dir": str(small_data), "row_length": 640},
     }
     config = from_dict(Config, settings)
     dataset = open_dataset(config.data)
@@ -58,7 +58,7 @@ def test_rows_hold_one_dialogue_on_one_picture(parts):
     assert batch.images.shape == (4, 1, 24, 24, 3)
     _, _, tokenizer = parts
     for tokens in batch.tokens:
-        assert (tokens == tokenizer.sep_id).sum() == 4  # four questions
+        assert (tokens == tokenizer.sep_id).sum() in (4, 6, 8, 10)  # two questions a digit, and two on all of them
         assert (tokens == tokenizer.image_id).sum() == 1
 
 

@@ -15,15 +15,7 @@ from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.training.losses import loss_sums
 
-VISION = {
-    "kind": "vit",
-    "image_size": 8,
-    "patch_size": 4,
-    "width": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "mlp_width": 32,
-}
+VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1, 1], "stage_widths": [4, 8]}
 TRANSFORMER = {"kind": "transformer", "num_layers": 2, "num_heads": 2}
 
 

@@ -7,8 +7,6 @@ sentences are true by construction and each scene has exactly one caption a lang
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 COLOURS = ("red", "green", "blue", "yellow", "white")
 SIZES = ("small", "large")
@@ -46,27 +44,27 @@ def caption_zh(digits: Sequence[SceneDigit]) -> str:
     )
 
 
-def questions(digits: Sequence[SceneDigit], rng: np.random.Generator) -> dict[str, list[str]]:
-    """Ask one question of each kind: which digit where, how many, the sum, which colour where.
+def questions(digits: Sequence[SceneDigit]) -> dict[str, list[str]]:
+    """Ask which digit and which colour is at each occupied place, how many there are, and their sum.
 
-    The two places are drawn from the occupied ones by `rng`, and both languages ask the same. The result has the keys
-    `questions_en`, `answers_en`, `questions_zh` and `answers_zh`, each a list of 4.
+    Both languages ask the same in the same order. The result has the keys `questions_en`, `answers_en`, `questions_zh`
+    and `answers_zh`, each a list of twice the number of digits and two.
     """
-    which, coloured = (digits[i] for i in rng.integers(len(digits), size=2))
     count, total = str(len(digits)), str(sum(d.digit for d in digits))
+    places = [(QUADRANTS[d.quadrant], QUADRANTS_ZH[d.quadrant]) for d in digits]
     return {
         "questions_en": [
-            f"Which digit is at the {QUADRANTS[which.quadrant]}?",
+            *(f"Which digit is at the {place}?" for place, _ in places),
+            *(f"What colour is the digit at the {place}?" for place, _ in places),
             "How many digits are there?",
             "What is the sum of the digits?",
-            f"What colour is the digit at the {QUADRANTS[coloured.quadrant]}?",
         ],
-        "answers_en": [str(which.digit), count, total, COLOURS[coloured.colour]],
+        "answers_en": [*(str(d.digit) for d in digits), *(COLOURS[d.colour] for d in digits), count, total],
         "questions_zh": [
-            f"{QUADRANTS_ZH[which.quadrant]}的数字是几？",
+            *(f"{place}的数字是几？" for _, place in places),
+            *(f"{place}的数字是什么颜色？" for _, place in places),
             "图中有几个数字？",
             "所有数字的和是多少？",
-            f"{QUADRANTS_ZH[coloured.quadrant]}的数字是什么颜色？",
         ],
-        "answers_zh": [str(which.digit), count, total, COLOURS_ZH[coloured.colour]],
+        "answers_zh": [*(str(d.digit) for d in digits), *(COLOURS_ZH[d.colour] for d in digits), count, total],
     }

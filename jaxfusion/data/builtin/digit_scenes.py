@@ -110,7 +110,7 @@ def make_record(split: str, index: int) -> dict:
         "image_id": index,
         "caption_en": caption_en(digits),
         "caption_zh": caption_zh(digits),
-        **questions(digits, rng),
+        **questions(digits),
         "count": len(digits) - 1,
         "digits": [vars(d) for d in digits],
     }

@@ -1,7 +1,5 @@
 """The canonical sentences, and answers that are worked out here a second time."""
 
-import numpy as np
-
 from jaxfusion.data.builtin.digit_language import SceneDigit, caption_en, caption_zh, questions
 
 LARGE_RED_3 = SceneDigit(digit=3, quadrant=0, colour=0, size=1, source=0)
@@ -22,34 +20,32 @@ def test_captions():
 
 
 def test_questions_of_a_single_digit():
-    assert questions([SMALL_BLUE_7], np.random.default_rng(0)) == {
+    assert questions([SMALL_BLUE_7]) == {
         "questions_en": [
             "Which digit is at the bottom right?",
+            "What colour is the digit at the bottom right?",
             "How many digits are there?",
             "What is the sum of the digits?",
-            "What colour is the digit at the bottom right?",
         ],
-        "answers_en": ["7", "1", "7", "blue"],
+        "answers_en": ["7", "blue", "1", "7"],
         "questions_zh": [
             "右下角的数字是几？",
+            "右下角的数字是什么颜色？",
             "图中有几个数字？",
             "所有数字的和是多少？",
-            "右下角的数字是什么颜色？",
         ],
-        "answers_zh": ["7", "1", "7", "蓝色"],
+        "answers_zh": ["7", "蓝色", "1", "7"],
     }
 
 
-def test_only_occupied_places_are_asked_about_and_all_of_them_are():
-    digits = [LARGE_RED_3, SMALL_YELLOW_0, SMALL_BLUE_7]
+def test_all_occupied_places_are_asked_about_and_no_others():
+    asked = questions([LARGE_RED_3, SMALL_YELLOW_0, SMALL_BLUE_7])
+    told = dict(zip(asked["questions_en"], asked["answers_en"], strict=True))
     which = {"top left": "3", "top right": "0", "bottom right": "7"}
     colour = {"top left": "red", "top right": "yellow", "bottom right": "blue"}
-    seen = set()
-    for seed in range(60):
-        asked = questions(digits, np.random.default_rng(seed))
-        first, last = asked["questions_en"][0], asked["questions_en"][3]
-        place = first.removeprefix("Which digit is at the ").removesuffix("?")
-        coloured = last.removeprefix("What colour is the digit at the ").removesuffix("?")
-        assert asked["answers_en"] == [which[place], "3", "10", colour[coloured]]
-        seen.add((place, coloured))
-    assert len(seen) == 9
+    assert told == (
+        {f"Which digit is at the {place}?": digit for place, digit in which.items()}
+        | {f"What colour is the digit at the {place}?": name for place, name in colour.items()}
+        | {"How many digits are there?": "3", "What is the sum of the digits?": "10"}
+    )
+    assert len(asked["questions_zh"]) == len(asked["answers_zh"]) == len(told)
