@@ -8,6 +8,7 @@ from jaxfusion.config.model import (
     LinearProjectorConfig,
     ModelConfig,
     PixelShuffleProjectorConfig,
+    RopeConfig,
     TextEmbeddingConfig,
     TokenClassifierConfig,
     TransformerDecoderConfig,
@@ -54,7 +55,16 @@ _ONE_BILLION = ModelConfig(
     vision=replace(_VISION["vit-large-16"], class_token=False),
     projector=PixelShuffleProjectorConfig(factor=2),
     decoder=TransformerDecoderConfig(
-        num_layers=16, num_heads=32, num_kv_heads=8, mlp_width=8192, mlp="swiglu", norm="rms", rope_theta=500_000.0
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        qkv_bias=False,
+        out_bias=False,
+        mlp_width=8192,
+        mlp="swiglu",
+        mlp_bias=False,
+        norm="rms",
+        ropes=(RopeConfig(theta=500_000.0),),
     ),
     dtype="bfloat16",
 )

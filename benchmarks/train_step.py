@@ -232,9 +232,10 @@ def fused_attention_fits(preset: Preset) -> bool:
     """Whether every attention of the model's Transformers is plain causal or full, in 16 bits, as cuDNN's wants it."""
     model = preset.model
     stacks = [stack for stack in (model.encoder, model.decoder) if isinstance(stack, TransformerConfig)]
-    plain = all(not stack.window for stack in stacks)
-    prefix_lm = isinstance(model.decoder, TransformerDecoderConfig) and model.decoder.prefix_lm
-    return bool(stacks) and plain and not prefix_lm and preset.segments_per_row == 1 and model.dtype != "float32"
+    plain = all(not any(stack.windows) and not stack.attention_softcap for stack in stacks)
+    if isinstance(model.decoder, TransformerDecoderConfig):
+        plain &= not model.decoder.prefix_lm and model.decoder.image_attention == "causal"
+    return bool(stacks) and plain and preset.segments_per_row == 1 and model.dtype != "float32"
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from jaxfusion.config import Config, ModelConfig, default_config
 from jaxfusion.errors import UserError
 from jaxfusion.generation.decode import generate_tokens
 from jaxfusion.generation.generate import generate
+from jaxfusion.models.tower import Tower, see
 from jaxfusion.models.vlm import Model, build, forward, init
+from jaxfusion.pretrained.export import save_pretrained
+from jaxfusion.pretrained.load import load
 from jaxfusion.training.losses import loss
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import train_step
-from jaxfusion.workdir import load
 
 __version__ = "0.1.0"

@@ -5,7 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,22 +25,27 @@ from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
-from jaxfusion.models.vlm import Model, Params, build
+from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.pretrained.checkpoint import find_checkpoint
+from jaxfusion.pretrained.load import directories, read_rooms
+from jaxfusion.pretrained.origin import Origin
+from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.loop import train
 from jaxfusion.workdir import (
     CONFIG,
     EVALUATION,
     LABELS,
     PREDICTIONS,
-    TOKENIZER,
+    PRETRAINED,
     check_run,
     has_checkpoint,
     held,
     latest_step,
-    load,
+    load_run,
     make_workdir,
+    open_model,
     resolve,
     write_json,
 )
@@ -71,11 +76,13 @@ class Experiment:
 def open_experiment(config: Config, workdir: Path) -> Experiment:
     """Prepares the data where they are missing, and the tokenizer where the workdir has none; settles all sizes."""
     dataset = open_dataset(config.data)
-    tokenizer_path = workdir / TOKENIZER
     if has_checkpoint(workdir):
-        tokenizer = Tokenizer.load(tokenizer_path)
+        tokenizer = open_tokenizer(workdir)
     else:
-        tokenizer = Tokenizer.train(_texts(config, dataset), config.data.vocab_size)
+        tokenizer = _new_tokenizer(config, dataset)
+        config = _with_room_for(config, tokenizer)
+        make_workdir(workdir)
+        Origin.read(directories(_named(config))).save(workdir / PRETRAINED)
     config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
     _check_task(config)
     context = config.model.text_embedding.max_positions
@@ -84,8 +91,36 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
             f"config.data.row_length: {config.data.row_length} is more than the model's context of {context}; lower it "
             "or raise config.model.text_embedding.max_positions"
         )
-    model = build(config, tokenizer)
-    return Experiment(config, model, dataset, Reader(config.data, config.model, dataset.labels), workdir)
+    model = open_model(config, workdir, tokenizer)
+    reader = Reader(config.data, config.model, dataset.labels, model.pixels)
+    return Experiment(config, model, dataset, reader, workdir)
+
+
+def _named(config: Config) -> dict[str, str]:
+    """The checkpoints that the run's rooms begin with."""
+    return {room: name for room, name in vars(config.pretrained).items() if name}
+
+
+def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
+    """That of the text model's checkpoint; trained on the data where there is none."""
+    from jaxfusion.text.pretrained import load_tokenizer
+    
+    named = _named(config)
+    for room in ("model", "decoder", "encoder"):
+        if room in named:
+            if tokenizer := load_tokenizer(find_checkpoint(named[room]), config.model):
+                return tokenizer
+            raise UserError(f"{named[room]}: it holds no tokenizer; copy its tokenizer.json there")
+    return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
+
+
+def _with_room_for(config: Config, tokenizer: Tokenizer) -> Config:
+    """A pretrained vocabulary grows by the tokens that are new in the tokenizer, such as one for images."""
+    text = config.model.text_embedding
+    if not any(room in _named(config) for room in ("model", "decoder", "encoder")):
+        return config
+    text = replace(text, vocab_size=max(text.vocab_size, tokenizer.vocab_size))
+    return replace(config, model=replace(config.model, text_embedding=text))
 
 
 def _check_task(config: Config) -> None:
@@ -116,7 +151,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     check_run(workdir, config)
     write_json(workdir / CONFIG, to_dict(config))
     if not has_checkpoint(workdir):
-        model.tokenizer.save(workdir / TOKENIZER)
+        model.tokenizer.save(workdir)
         write_json(workdir / LABELS, list(experiment.dataset.labels))
     iterator = train_iterator(
         experiment.dataset.train, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
@@ -128,14 +163,20 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
         def during(params: Params) -> dict[str, float]:
             return held_out_losses(config, model, params, held_out)
 
-    state = train(config, model, iterator, workdir, evaluate=during)
+    named, init_params = _named(config), None
+    if named:
+
+        def init_params() -> Params:
+            return read_rooms(model, named, jax.random.key(config.train.seed))
+
+    state = train(config, model, iterator, workdir, evaluate=during, init_params=init_params)
     return _evaluate(experiment, state.params, int(state.step))
 
 
 def evaluate_run(config: Config, workdir: Path) -> dict[str, float]:
     """Evaluates a trained workdir's newest checkpoint and writes the report anew; returns the metrics."""
     make_workdir(workdir)
-    _, params = load(workdir)
+    _, params = load_run(workdir)
     return _evaluate(open_experiment(config, workdir), params, latest_step(workdir))
 
 

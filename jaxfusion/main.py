@@ -20,6 +20,7 @@ examples:
   jaxfusion --config configs/quickstart.py
   jaxfusion --mode evaluate --workdir runs/quickstart
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
+  jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
 """
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _train(args, overrides)
         elif args.mode == "evaluate":
             _evaluate(args, overrides)
+        elif args.mode == "export":
+            _export(args)
         else:
             _generate(args, overrides)
     except UserError as error:
@@ -68,11 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
     )
-    parser.add_argument("--mode", choices=("train", "evaluate", "generate"), default="train", help="default: train")
+    modes = ("train", "evaluate", "generate", "export")
+    parser.add_argument("--mode", choices=modes, default="train", help="default: train")
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
     )
     parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="export: a new directory, for transformers and servers to load"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -103,10 +110,11 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.config import read_config
     from jaxfusion.experiment import train_run
     from jaxfusion.parallel import use_cpu_cores
+    from jaxfusion.pretrained.join import expand
 
     if args.config is None:
         raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
-    config = read_config(args.config, overrides)
+    config = read_config(args.config, overrides, expand)
     use_cpu_cores(config.train.batch_size)
     workdir = args.workdir or Path("runs") / args.config.stem
     _show(train_run(config, workdir), workdir)
@@ -127,10 +135,10 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.generation.classify import classify
     from jaxfusion.generation.generate import generate
     from jaxfusion.text.postprocess import postprocess
-    from jaxfusion.workdir import load, read_labels
+    from jaxfusion.workdir import load_run, read_labels
 
     config, workdir = _trained(args, overrides)
-    model, params = load(workdir)
+    model, params = load_run(workdir)
     prompts = [prepare_text(args.prompt, config.data.languages[0], config.data)]
     images = [args.image] if args.image else None
     if config.model.decoder.kind == "pooled-classifier":
@@ -141,9 +149,21 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(postprocess(text) if config.evaluate.postprocess else text)
 
 
+def _export(args: argparse.Namespace) -> None:
+    import jaxfusion
+
+    if args.workdir is None or args.output is None:
+        missing = "--workdir" if args.workdir is None else "--output"
+        raise UserError(f"{missing}: none was given; export takes --workdir of a run and --output, a new directory")
+    model, params = jaxfusion.load(args.workdir)
+    jaxfusion.save_pretrained(model, params, args.output)
+    print(args.output)
+
+
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):
     """The config of a trained workdir, or the one given if it is of the same run, with values put over it."""
     from jaxfusion.config import override, read_config
+    from jaxfusion.pretrained.join import expand
     from jaxfusion.workdir import check_run, read_workdir_config, resolve
 
     if args.workdir is None and args.config is None:
@@ -153,7 +173,7 @@ def _trained(args: argparse.Namespace, overrides: dict[str, str]):
     config = override(theirs, overrides)
     if args.config is not None:
         sizes = theirs.model.text_embedding.vocab_size, getattr(theirs.model.decoder, "num_classes", 0)
-        config = resolve(read_config(args.config, overrides), *sizes)
+        config = resolve(read_config(args.config, overrides, expand), *sizes)
     check_run(workdir, config)
     return config, workdir
 

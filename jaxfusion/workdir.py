@@ -13,9 +13,9 @@ import jax
 from jaxfusion.config import Config, from_dict, to_dict
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params, build, init
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 
-CONFIG, TOKENIZER, LABELS = "config.json", "tokenizer.json", "labels.json"
+CONFIG, LABELS, PRETRAINED = "config.json", "labels.json", "pretrained"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
 
 # What may differ between two calls of one run: nothing that changes the parameters.
@@ -108,7 +108,30 @@ def read_labels(workdir: Path) -> list[str]:
     return json.loads((workdir / LABELS).read_text(encoding="utf-8"))
 
 
-def load(path: str | Path) -> tuple[Model, Params]:
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's, or at least no checkpoint of transformers, which has a config.json of its own."""
+    try:
+        return "model" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return (path / "checkpoints").is_dir()
+
+
+def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
+    """The model of a config, with what the workdir keeps of the checkpoints that its rooms came from."""
+    from jaxfusion.pretrained.origin import Origin
+    from jaxfusion.pretrained.pixels import read_pixels
+
+    model = build(config, tokenizer)
+    named = [room for room, name in vars(config.pretrained).items() if name]
+    if not named:
+        return model
+    kept = workdir / PRETRAINED
+    seen = next((room for room in ("vision", "model") if room in named), None)
+    pixels = read_pixels(kept / seen) if seen and config.model.vision is not None else None
+    return replace(model, origin=Origin.load(kept), pixels=pixels)
+
+
+def load_run(path: str | Path) -> tuple[Model, Params]:
     """The model of a run's directory and its newest parameters, float32 on the first device.
 
     Raises UserError where there is no run, or no finished checkpoint.
@@ -117,7 +140,7 @@ def load(path: str | Path) -> tuple[Model, Params]:
 
     workdir = Path(path)
     config = read_workdir_config(workdir)
-    model = build(config, Tokenizer.load(workdir / TOKENIZER))
+    model = open_model(config, workdir, open_tokenizer(workdir))
     abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
     return model, restore_params(workdir, abstract)
 

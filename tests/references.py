@@ -1,6 +1,7 @@
 """What the model code is held against: the same mathematics in float64 NumPy, written to be read, not to be fast."""
 
 from collections.abc import Mapping
+from functools import partial
 from math import erf
 from typing import Any, Literal
 
@@ -18,12 +19,14 @@ def visibility(
     rule: Literal["causal", "bidirectional", "prefix-lm"],
     prompt_mask: Array | None = None,
     window: int | None = None,
+    image: Array | None = None,
 ) -> Array:
     """bool[B, T, T]: whether position i sees position j, asked pair by pair of what each case means.
 
     segment_ids: int[B, T], 0 for padding, which neither sees nor is seen.
     prompt_mask: bool[B, T], for prefix-LM.
-    window: nothing further back than this many positions, the position's own counted.
+    window: nothing further back than this many positions, the position's own counted; but a prompt sees all of itself.
+    image: int[B, T], which image each position belongs to, for images that see the whole of themselves; -1 for text.
     """
     num_rows, num_tokens = segment_ids.shape
     seen = np.zeros((num_rows, num_tokens, num_tokens), bool)
@@ -32,13 +35,11 @@ def visibility(
             for j in range(num_tokens):
                 same_sample = segment_ids[b, i] != 0 and segment_ids[b, i] == segment_ids[b, j]
                 past = j <= i
-                allowed = {
-                    "causal": past,
-                    "bidirectional": True,
-                    "prefix-lm": past or bool(prompt_mask is not None and prompt_mask[b, i] and prompt_mask[b, j]),
-                }[rule]
-                near = window is None or i - j < window
-                seen[b, i, j] = same_sample and allowed and near
+                prompt = rule == "prefix-lm" and bool(prompt_mask[b, i] and prompt_mask[b, j])
+                allowed = {"causal": past, "bidirectional": True, "prefix-lm": past or prompt}[rule]
+                same_image = image is not None and image[b, i] >= 0 and image[b, i] == image[b, j]
+                near = window is None or i - j < window or prompt
+                seen[b, i, j] = same_sample and (allowed or same_image) and near
     return seen
 
 
@@ -65,7 +66,9 @@ def random_packing(rng: np.random.Generator, num_rows: int, num_tokens: int) -> 
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def attention_weights(query: Array, key: Array, seen: Array) -> Array:
+def attention_weights(
+    query: Array, key: Array, seen: Array, scale: float | None = None, softcap: float | None = None
+) -> Array:
     """Softmax over the seen keys of each query: [B, N, T, S]; a query that sees nothing gives zeros."""
     query, key = query.astype(np.float64), key.astype(np.float64)
     num_rows, num_queries, num_heads, head_dim = query.shape
@@ -73,7 +76,10 @@ def attention_weights(query: Array, key: Array, seen: Array) -> Array:
     for b, n, t in np.ndindex(num_rows, num_heads, num_queries):
         visible = np.flatnonzero(seen[b, t])
         if len(visible):
-            scores = key[b, visible, kv_head(n, num_heads, key.shape[2])] @ query[b, t, n] / np.sqrt(head_dim)
+            scores = key[b, visible, kv_head(n, num_heads, key.shape[2])] @ query[b, t, n]
+            scores = scores * scale if scale else scores / np.sqrt(head_dim)
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
             scores = np.exp(scores - scores.max())
             weights[b, n, t, visible] = scores / scores.sum()
     return weights
@@ -84,9 +90,11 @@ def kv_head(head: int, num_heads: int, num_kv_heads: int) -> int:
     return head // (num_heads // num_kv_heads)
 
 
-def attention(query: Array, key: Array, value: Array, seen: Array) -> Array:
+def attention(
+    query: Array, key: Array, value: Array, seen: Array, scale: float | None = None, softcap: float | None = None
+) -> Array:
     """query: [B, T, N, H]; key, value: [B, S, G, H]; seen: bool[B, T, S]. Returns float64[B, T, N, H]."""
-    weights = attention_weights(query, key, seen)
+    weights = attention_weights(query, key, seen, scale, softcap)
     out = np.zeros(query.shape)
     for n in range(query.shape[2]):
         out[:, :, n] = weights[:, n] @ value[:, :, kv_head(n, query.shape[2], key.shape[2])].astype(np.float64)
@@ -127,8 +135,11 @@ def layer_norm(x: Array, params: Mapping[str, Any], eps: float) -> Array:
     return normed * params["scale"] + params["bias"]
 
 
-def rms_norm(x: Array, params: Mapping[str, Any], eps: float) -> Array:
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * params["scale"]
+def rms_norm(x: Array, params: Mapping[str, Any], eps: float, offset: float = 0.0) -> Array:
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * (params["scale"] + offset)
+
+
+NORMS = {"layer": layer_norm, "rms": rms_norm, "rms-offset": partial(rms_norm, offset=1.0)}
 
 
 def gelu(x: Array, approximate: bool) -> Array:
@@ -146,10 +157,20 @@ def dense(x: Array, params: Mapping[str, Any]) -> Array:
     return np.tensordot(x, params["kernel"], axes=1) + params.get("bias", 0.0)
 
 
-def mlp(x: Array, params: Mapping[str, Any], kind: str, approximate_gelu: bool = True) -> Array:
-    if kind == "swiglu":
-        return dense(dense(x, params["up"]) * silu(dense(x, params["gate"])), params["down"])
-    return dense(gelu(dense(x, params["up"]), approximate_gelu), params["down"])
+ACTIVATIONS = {
+    "gelu": partial(gelu, approximate=True),
+    "gelu-exact": partial(gelu, approximate=False),
+    "quick-gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "relu": lambda x: np.maximum(x, 0),
+}
+GATES = {"swiglu": silu, "geglu": partial(gelu, approximate=True)}
+
+
+def mlp(x: Array, params: Mapping[str, Any], kind: str) -> Array:
+    hidden = dense(x, params["up"])
+    if kind in GATES:
+        return dense(hidden * GATES[kind](dense(x, params["gate"])), params["down"])
+    return dense(ACTIVATIONS[kind](hidden), params["down"])
 
 
 def block(
@@ -159,21 +180,37 @@ def block(
     positions: Array | None = None,
     *,
     norm: str = "layer",
+    norm_position: str = "pre",
     mlp_kind: str = "gelu",
     rope_theta: float | None = None,
-    approximate_gelu: bool = True,
     eps: float = 1e-6,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Array:
-    """x + attention(norm(x)), then x + mlp(norm(x)), on float64 parameters."""
-    normalise = layer_norm if norm == "layer" else rms_norm
-    attend = params["attention"]
-    normed = normalise(x, params["attention_norm"], eps)
-    query, key, value = (dense(normed, attend[name]) for name in ("query", "key", "value"))
-    if rope_theta is not None:
-        query, key = rotate(query, positions, rope_theta), rotate(key, positions, rope_theta)
-    mixed = attention(query, key, value, seen)
-    x = x + np.tensordot(mixed, attend["out"]["kernel"], axes=2) + attend["out"].get("bias", 0.0)
-    return x + mlp(normalise(x, params["mlp_norm"], eps), params["mlp"], mlp_kind, approximate_gelu)
+    """Attention, then the MLP, on float64 parameters; queries and keys are normed where there are parameters for it."""
+
+    def normed(x: Array, layer: Mapping[str, Any]) -> Array:
+        return NORMS[norm](x, layer, eps)
+
+    def attend(x: Array) -> Array:
+        layer = params["attention"]
+        query, key, value = (dense(x, layer[name]) for name in ("query", "key", "value"))
+        if "query_norm" in layer:
+            query, key = normed(query, layer["query_norm"]), normed(key, layer["key_norm"])
+        if rope_theta is not None:
+            query, key = rotate(query, positions, rope_theta), rotate(key, positions, rope_theta)
+        mixed = attention(query, key, value, seen, scale, softcap)
+        return np.tensordot(mixed, layer["out"]["kernel"], axes=2) + layer["out"].get("bias", 0.0)
+
+    for name, branch in (("attention", attend), ("mlp", lambda x: mlp(x, params["mlp"], mlp_kind))):
+        match norm_position:
+            case "pre":
+                x = x + branch(normed(x, params[f"{name}_norm"]))
+            case "post":
+                x = normed(x + branch(x), params[f"{name}_norm"])
+            case "sandwich":
+                x = x + normed(branch(normed(x, params[f"{name}_norm"])), params[f"{name}_post_norm"])
+    return x
 
 
 def random_params(params: Any, rng: np.random.Generator) -> Any:

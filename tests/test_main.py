@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxfusion.main import main
-from jaxfusion.workdir import load
+from jaxfusion import load
 
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.py")

@@ -48,7 +48,7 @@ def make_batch(step: int) -> Batch:
 
 def run(strategy: str, initial: TrainState) -> dict:
     """Everything that must not depend on the devices, as JSON."""
-    parallel = make_parallel(ParallelConfig(strategy=strategy))
+    parallel, first = make_parallel(ParallelConfig(strategy=strategy)), jax.tree.leaves(initial.params)
     step = parallel.compile(partial(train_step, MODEL, OPTIMIZER), donate=True)
     state = parallel.put_state(initial)
     metrics = []
@@ -62,6 +62,7 @@ def run(strategy: str, initial: TrainState) -> dict:
         "devices": parallel.num_devices,
         "metrics": metrics,
         "sums": [float(sums.loss), float(sums.weight), float(sums.correct)],
+        "unchanged": [i for i, leaf in enumerate(jax.tree.leaves(state.params)) if np.array_equal(leaf, first[i])],
         "params": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state.params)],
         "step": int(state.step),
     }
@@ -95,6 +96,14 @@ def test_the_devices_do_not_show_in_the_numbers(results, devices, strategy):
     for one, many in zip(expected["params"], actual["params"], strict=True):
         np.testing.assert_allclose(many, one, atol=1e-4)
     assert actual["step"] == NUM_STEPS
+
+
+@pytest.mark.parametrize(("devices", "strategy"), [(8, "mesh"), (8, "pmap"), (1, "pmap")])
+def test_frozen_parameters_are_the_same_on_all_devices(results, devices, strategy):
+    expected, actual = results[1]["mesh frozen"], results[devices][f"{strategy} frozen"]
+    assert actual["unchanged"] == expected["unchanged"] and len(expected["unchanged"]) > 5
+    for one, many in zip(expected["params"], actual["params"], strict=True):
+        np.testing.assert_allclose(many, one, atol=1e-4)
 
 
 def test_a_checkpoint_of_one_strategy_is_read_by_the_other_and_lands_on_every_device(results):
@@ -139,6 +148,10 @@ def refused() -> str:
 
 
 if __name__ == "__main__":
-    fresh = jax.tree.map(np.array, jax.jit(partial(create_state, MODEL, OPTIMIZER))(jax.random.key(0)))
+    fresh, frozen = (
+        jax.tree.map(np.array, jax.jit(partial(create_state, MODEL, OPTIMIZER, trainable=globs))(jax.random.key(0)))
+        for globs in (("*",), ("projector/*", "*/attention/*"))
+    )
     numbers = {strategy: run(strategy, fresh) for strategy in ("mesh", "pmap")}
+    numbers |= {f"{strategy} frozen": run(strategy, frozen) for strategy in ("mesh", "pmap")}
     print(json.dumps({**numbers, "restored": restore_everywhere(fresh), "refused": refused()}))

@@ -10,7 +10,7 @@ import re
 import runpy
 import traceback
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -31,6 +31,8 @@ def to_dict(value: Any) -> Any:
         return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "items"):  # a ConfigDict is no Mapping by type
         return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_dict(item) for item in value)
     return value
 
 
@@ -116,10 +118,13 @@ def default_config() -> "ml_collections.ConfigDict":
     return ml_collections.ConfigDict(to_dict(Config()), type_safe=False).lock()
 
 
-def read_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+def read_config(
+    path: str | Path, overrides: Mapping[str, str] | None = None, expand: Callable[[dict], dict] = lambda values: values
+) -> Config:
     """The config that a file's `get_config()` returns, with values from the command line put over it.
 
     overrides: dotted names without the leading "config." to values as typed, e.g. {"train.num_steps": "200"}.
+    expand:    puts settings in the place of checkpoints' names, see `jaxfusion.pretrained.join`.
     Raises UserError for a missing or broken file and for every wrong name or value.
     """
     path = Path(path)
@@ -137,14 +142,21 @@ def read_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     values = to_dict(config)
     if not isinstance(values, dict):
         raise UserError(f"{path}: get_config() returned {values!r}; let it return the config")
-    return override(values, overrides or {})
+    return override(values, overrides or {}, expand)
 
 
-def override(config: Any, texts: Mapping[str, str]) -> Config:
+def override(config: Any, texts: Mapping[str, str], expand: Callable[[dict], dict] = lambda values: values) -> Config:
     """The config (or the dict of one) with values from the command line put over it, by dotted names."""
     values = to_dict(config)
-    for name, text in texts.items():
+    # Rooms first: a checkpoint in place of the config's is named before that one would be looked for, and the settings
+    # inside a room are those of the one that stays.
+    rooms = {name: text for name, text in texts.items() if name.count(".") < 2}
+    for name, text in rooms.items():
         _override(values, name, text)
+    values = expand(values)
+    for name, text in texts.items():
+        if name not in rooms:
+            _override(values, name, text)
     return from_dict(Config, values)
 
 

@@ -6,6 +6,7 @@ side must know how many positions an image takes without importing any model cod
 """
 
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import ClassVar, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,6 +22,10 @@ class TextEmbeddingConfig:
     vocab_size: int = 0  # 0: as many as the tokenizer has
     positions: Literal["rotary", "learned", "none"] = "rotary"
     max_positions: int = 1024  # the context length: the longest segment, prompt and answer together
+    scale: float = 1.0  # of the tokens' vectors, visual tokens excluded; Gemma has the square root of the width
+    token_types: int = 0  # rows of BERT's table of token types, the first of which is added at every position
+    norm: bool = False  # layer norm over the sum of all that (BERT)
+    norm_eps: float = 1e-12
 
 
 # --- vision -----------------------------------------------------------------------------------------------------------
@@ -78,17 +83,28 @@ class VGGConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Dosovitskiy et al. 2021. A class token, where there is one, is the image's first visual token."""
+    """Dosovitskiy et al. 2021, with the variations of CLIP, SigLIP and DINOv2. A class token, where there is one and it
+    is kept, is the image's first visual token."""
 
     kind: ClassVar[str] = "vit"
     image_size: int = 224
+    position_size: int = 0  # image_size of the table of positions, which is resized to ours (bicubic); 0: the same
     patch_size: int = 16
+    patch_bias: bool = True
     width: int = 768
     num_layers: int = 12
     num_heads: int = 12
+    qkv_bias: bool = True
     mlp_width: int = 3072
+    mlp: Literal["gelu", "gelu-exact", "quick-gelu", "relu", "swiglu", "geglu"] = "gelu-exact"  # gelu, geglu: by tanh
     class_token: bool = True
+    keep_class_token: bool = True  # among the visual tokens
+    pre_norm: bool = False  # a layer norm before the first layer (CLIP)
+    layer_scale: bool = False  # a learned factor for each channel of every branch (CaiT, DINOv2)
     norm_eps: float = 1e-6
+    # 0: the tokens are what comes after the last layer and its norm; -1: after the last layer, without the norm; -2:
+    # after the layer before it, and so on. What comes later has parameters, but is not computed.
+    feature_layer: int = 0
     scan_layers: bool = True
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
@@ -98,8 +114,16 @@ class ViTConfig:
         return self.width
 
     @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
     def num_tokens(self) -> int:
-        return (self.image_size // self.patch_size) ** 2 + self.class_token
+        return self.num_patches + (self.class_token and self.keep_class_token)
+
+    @property
+    def used_layers(self) -> int:
+        return self.num_layers + (self.feature_layer + 1 if self.feature_layer else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +168,12 @@ class LinearProjectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MLPProjectorConfig:
-    """Two layers with a GELU between them (LLaVA 1.5, Liu et al. 2024)."""
+    """Two layers with an activation between them (LLaVA 1.5, Liu et al. 2024)."""
 
     kind: ClassVar[str] = "mlp"
     hidden_width: int = 0  # 0: the text model's width
+    activation: Literal["gelu", "gelu-exact", "quick-gelu", "relu"] = "gelu-exact"  # gelu: by tanh
+    bias: bool = True
 
     def num_tokens(self, vision_tokens: int) -> int:
         return vision_tokens
@@ -159,6 +185,19 @@ class PixelShuffleProjectorConfig:
 
     kind: ClassVar[str] = "pixel-shuffle"
     factor: int = 2
+    bias: bool = True
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        return vision_tokens // self.factor**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolProjectorConfig:
+    """The mean of factor x factor neighbouring tokens, its RMS norm, and one matrix (Gemma 3, Kamath et al. 2025)."""
+
+    kind: ClassVar[str] = "pool"
+    factor: int = 2
+    norm_eps: float = 1e-6
 
     def num_tokens(self, vision_tokens: int) -> int:
         return vision_tokens // self.factor**2
@@ -195,6 +234,7 @@ Projector = (
     LinearProjectorConfig
     | MLPProjectorConfig
     | PixelShuffleProjectorConfig
+    | PoolProjectorConfig
     | PerceiverProjectorConfig
     | MappingProjectorConfig
 )
@@ -233,20 +273,59 @@ Fusion = PlaceFusionConfig | AddFusionConfig | CrossAttentionFusionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions (Su et al. 2021), and how a longer context than the first training's is come by."""
+
+    theta: float = 10_000.0  # wavelengths go from 2 pi to 2 pi theta; 0: no rotation (NoPE, Kazemnejad et al. 2023)
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    factor: float = 1.0  # of the context, by which frequencies are divided: all, or the low ones
+    original_positions: int = 0  # llama3, yarn: the context before scaling
+    low_frequency: float = 1.0  # llama3: fewer turns in the original context are divided by the factor
+    high_frequency: float = 4.0  # llama3: more turns are left alone
+    slow_turns: float = 1.0  # yarn (Peng et al. 2024, beta): as low_frequency
+    fast_turns: float = 32.0  # yarn: as high_frequency
+    round_bounds: bool = True  # yarn: the two bounds are whole dimensions
+    magnitude: float = 0.0  # yarn: of the rotated vectors; 0: 0.1 ln(factor) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The fields that a Transformer encoder and decoder share. Pre-norm blocks."""
+    """The fields that a Transformer encoder and decoder share."""
 
     num_layers: int = 2
     num_heads: int = 4
     num_kv_heads: int = 0  # 0: as many as num_heads; fewer is grouped-query attention
     head_dim: int = 0  # 0: width / num_heads
+    qkv_bias: bool = True
+    out_bias: bool = True
+    qk_norm: bool = False  # each head's queries and keys are normed before they are rotated
+    query_scale: float = 0.0  # of the attention logits; 0: 1/sqrt(head_dim)
+    attention_softcap: float = 0.0  # attention logits are bent by cap tanh(x/cap); 0: they are not
     mlp_width: int = 0  # 0: four times the width
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    norm: Literal["layer", "rms"] = "layer"
-    window: int = 0  # sliding-window attention over this many positions; 0: no window
-    rope_theta: float = 10_000.0
+    mlp: Literal["gelu", "gelu-exact", "quick-gelu", "relu", "swiglu", "geglu"] = "gelu"  # gelu, geglu: by tanh
+    mlp_bias: bool = True
+    norm: Literal["layer", "rms", "rms-offset"] = "layer"  # rms-offset: the scale is stored minus one (Gemma)
+    norm_eps: float = 1e-6
+    # pre: x + f(norm(x)); post: norm(x + f(x)), and no norm after the last layer (BERT); sandwich: x + norm(f(norm(x)))
+    norm_position: Literal["pre", "post", "sandwich"] = "pre"
+    layer_scale: bool = False  # each branch is multiplied by a learned vector (CaiT, DINOv2)
+    # positions that each layer reaches back, repeated over the layers; 0: all, as a prefix-LM's prompt always does
+    windows: tuple[int, ...] = (0,)
+    ropes: tuple[RopeConfig, ...] = (RopeConfig(),)  # of each layer, repeated over the layers, where text is "rotary"
     dropout: float = 0.0
     scan_layers: bool = True  # one compiled layer for all; False unrolls them, on the same parameters
+
+    @property
+    def gated_mlp(self) -> bool:
+        return self.mlp in ("swiglu", "geglu")
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        return tuple(islice(cycle(self.windows), self.num_layers))
+
+    @property
+    def layer_ropes(self) -> tuple[RopeConfig, ...]:
+        return tuple(islice(cycle(self.ropes), self.num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +353,9 @@ class TransformerDecoderConfig(TransformerConfig):
 
     kind: ClassVar[str] = "transformer"
     prefix_lm: bool = False
+    image_attention: Literal["causal", "bidirectional"] = "causal"  # bidirectional: an image sees the whole of itself
     tie_embeddings: bool = True
+    logit_softcap: float = 0.0  # logits are bent by cap tanh(x/cap); 0: they are not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ class TrainConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.05  # on matrices only
     clip_norm: float = 1.0  # of the gradient's global norm
+    trainable: tuple[str, ...] = ("*",)  # globs over parameter paths, as in "projector/*"; the rest is frozen
     seed: int = 0
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -62,8 +63,23 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """The checkpoints, directories or hub ids, that a run's rooms begin with; "": none.
+
+    Nobody sets these: a checkpoint that is named in a room's place, `config.model.vision = "org/name"`, is put down
+    here, and its settings there.
+    """
+
+    model: str = ""
+    decoder: str = ""
+    encoder: str = ""
+    vision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

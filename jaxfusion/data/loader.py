@@ -1,7 +1,7 @@
 """From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +70,15 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 @dataclass(frozen=True)
 class Reader:
-    """What turns a record into samples: the task's settings, and the picture as the vision room takes it."""
+    """What turns a record into samples: the task's settings, and the picture as the vision room takes it.
+
+    pixels: what a checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
+    """
 
     data: DataConfig
     model: ModelConfig
     labels: tuple[str, ...]
+    pixels: Callable[[np.ndarray], np.ndarray] | None = None
 
     def samples(self, record: Any) -> list[Sample]:
         return samples_of(record, self.data, self._image(record), list(self.labels))
@@ -88,7 +92,8 @@ class Reader:
             raise UserError(
                 "config.model.vision: no data set here holds features; give them in Batch.images, or use a network"
             )
-        return resize_image(read_image(record["image"]), self.model.vision.image_size)
+        picture = read_image(record["image"])
+        return self.pixels(picture) if self.pixels else resize_image(picture, self.model.vision.image_size)
 
     def _image_id(self, record: Any) -> np.ndarray:
         number, size = int(record["image_id"]), self.model.vision.num_images

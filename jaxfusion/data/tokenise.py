@@ -1,10 +1,11 @@
 """From a sample to one segment of a row: ids, targets, and where its visual tokens stand.
 
-language model      <bos> [image ...] question <sep> answer <eos>
+language model      <bos> [image ...] question <sep> answer <eos>, or as the checkpoint's chat template has it
 token classifier    <bos> text with <mask>s <eos>             targets: the text without masks
 pooled classifier   <bos> [image ...] text <eos>              target: the class, at the last position
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxfusion.config.model import (
     PooledClassifierConfig,
     TransformerDecoderConfig,
 )
+from jaxfusion.data import chat
 from jaxfusion.data.messages import Image, Masked, Message, Part, Sample
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
@@ -42,6 +44,10 @@ class Layout:
     fusion: Literal["place", "add", "cross-attention"]
     predict: Literal["next", "tokens", "class"]
 
+    @property
+    def positions_per_image(self) -> int:
+        return self.tokens_per_image if self.fusion == PlaceFusionConfig.kind else 0
+
     @classmethod
     def of(cls, model: ModelConfig) -> "Layout":
         if model.vision is not None and isinstance(model.fusion, AddFusionConfig) and model.tokens_per_image != 1:
@@ -61,14 +67,16 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, layout: Layout) -> Segment:
     """The whole sample, with what is to be learned from it."""
     if layout.predict == "next":
         return _conversation(sample.messages, tokenizer, layout)
-    ids, hidden, images = _parts(sample.messages[0].parts, tokenizer, layout)
+    message = sample.messages[0]
+    images = [image.value for image in message.images]
+    ids, hidden = _parts(message.parts, tokenizer, layout)
     tokens = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int32)
     weights = np.zeros(len(tokens), np.float32)
     if layout.predict == "class":
         targets = np.zeros_like(tokens)
         targets[-1], weights[-1] = sample.label, 1.0
     else:
-        targets, tokens = tokens, np.where([False, *hidden, False], tokenizer.mask_id, tokens).astype(np.int32)
+        targets, tokens = tokens, chat.hide(tokens, [False, *hidden, False], tokenizer)
         weights[1:-1] = 1.0
     return _segment(tokens, targets, weights, np.ones(len(tokens), bool), images, tokenizer, layout)
 
@@ -80,22 +88,17 @@ def tokenise_prompt(messages: tuple[Message, ...], tokenizer: Tokenizer, layout:
 
 def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, layout: Layout) -> Segment:
     """User and assistant in turn; None stands for the answer that is not there yet. Loss is on answers alone."""
-    tokens, learned, images = [tokenizer.bos_id], [False], []
-    for message in messages:
-        if message is None:
-            break
-        ids, hidden, seen = _parts(message.parts, tokenizer, layout)
-        ids = [tokenizer.mask_id if masked else token for token, masked in zip(ids, hidden, strict=True)]
-        is_answer = message.role == "assistant"
-        tokens += [*ids, tokenizer.eos_id if is_answer else tokenizer.sep_id]
-        learned += [is_answer] * len(ids) + [is_answer]
-        images += seen
-    token_array, learned_array = np.array(tokens, np.int32), np.array(learned)
-    first_answer = int(np.argmax(learned_array)) if learned_array.any() else len(tokens)
+    said = [message for message in messages if message is not None]
+    images = [image.value for message in said for image in message.images]
+    if tokenizer.chat_template is None:
+        tokens, learned = _fixed(said, tokenizer, layout)
+    else:
+        tokens, learned = chat.lay_out(said, tokenizer, layout.positions_per_image, messages[-1] is None)
+    first_answer = int(np.argmax(learned)) if learned.any() else len(tokens)
     return _segment(
-        token_array,
-        np.append(token_array[1:], tokenizer.pad_id).astype(np.int32),
-        np.append(learned_array[1:], False).astype(np.float32),
+        tokens,
+        np.append(tokens[1:], tokenizer.pad_id).astype(np.int32),
+        np.append(learned[1:], False).astype(np.float32),
         np.arange(len(tokens)) < first_answer,
         images,
         tokenizer,
@@ -103,30 +106,38 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
     )
 
 
-def _parts(
-    parts: tuple[Part, ...], tokenizer: Tokenizer, layout: Layout
-) -> tuple[list[int], list[bool], list[np.ndarray]]:
-    """Ids of a message's parts, which of them are masked, and the images among them."""
-    ids, hidden, images = [], [], []
+def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
+    tokens, learned = [tokenizer.bos_id], [False]
+    for message in messages:
+        ids, hidden = _parts(message.parts, tokenizer, layout)
+        is_answer = message.role == "assistant"
+        tokens += [*chat.hide(ids, hidden, tokenizer), tokenizer.eos_id if is_answer else tokenizer.sep_id]
+        learned += [is_answer] * len(ids) + [is_answer]
+    return chat.LaidOut(np.array(tokens, np.int32), np.array(learned))
+
+
+def _parts(parts: tuple[Part, ...], tokenizer: Tokenizer, layout: Layout) -> tuple[list[int], list[bool]]:
+    """Ids of a message's parts, and which of them are masked."""
+    ids, hidden = [], []
     for part in parts:
         match part:
-            case Image(value=value):
-                new = [tokenizer.image_id] * layout.tokens_per_image if layout.fusion == PlaceFusionConfig.kind else []
-                images.append(value)
+            case Image():
+                taken = layout.positions_per_image
+                new = tokenizer.image_ids(taken) if taken else []
             case Masked(text=text):
                 new = tokenizer.encode(text)
             case str():
                 new = tokenizer.encode(part)
         ids += new
         hidden += [isinstance(part, Masked)] * len(new)
-    return ids, hidden, images
+    return ids, hidden
 
 
 def _segment(tokens, targets, weights, prompt_mask, images, tokenizer: Tokenizer, layout: Layout) -> Segment:
     if layout.fusion == AddFusionConfig.kind and len(images) > 1:
         raise UserError(f"config.model.fusion: add takes one image a sample and this one has {len(images)}; use place")
     if layout.fusion == PlaceFusionConfig.kind:
-        placed = tokens == tokenizer.image_id
+        placed = np.isin(tokens, tokenizer.image_id) if images else np.zeros(len(tokens), bool)
         visual_index = np.where(placed, np.cumsum(placed) - 1, -1)
     else:
         visual_index = np.full(len(tokens), 0 if layout.fusion == AddFusionConfig.kind and images else -1)

@@ -1,10 +1,12 @@
 """Autoregressive decoding with a KV cache: a whole batch under one jit, prompts of any length side by side."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxfusion.batch import Batch
@@ -22,14 +24,15 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     sampler: Sampler | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     rng: Array | None = None,
 ) -> Int[Array, "B N"]:
     """Continues each row of a batch of prompts, one segment a row (`packed=False`), padded at the end.
 
     max_new_tokens: N. Decoding stops early when every row has ended.
     sampler:        None is `Greedy()`.
-    eos_token_id:   ends a row; after its first EOS a row holds only EOS. None: rows never end.
+    eos_token_id:   ends a row, as each of several does; after that a row holds only the first of them. None: rows
+                    never end.
     rng:            key of the draws; None is `jax.random.key(0)`.
     Raises UserError where the model does not generate, or prompt and answer exceed its learned positions.
     """
@@ -44,7 +47,8 @@ def generate_tokens(
     if batch.packed:
         raise ValueError("generate_tokens takes one prompt a row: make the batch with packed=False")
     rng = jax.random.key(0) if rng is None else rng
-    return _generate(model, max_new_tokens, sampler or Greedy(), eos_token_id, params, batch, rng)
+    eos = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
+    return _generate(model, max_new_tokens, sampler or Greedy(), eos, params, batch, rng)
 
 
 class _State(NamedTuple):
@@ -57,7 +61,7 @@ class _State(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _generate(
-    model: Model, num_new: int, sampler: Sampler, eos: int | None, params: Params, batch: Batch, rng: Array
+    model: Model, num_new: int, sampler: Sampler, eos: tuple[int, ...], params: Params, batch: Batch, rng: Array
 ) -> Int[Array, "B N"]:
     module, variables = model.module, {"params": params}
     num_rows, num_tokens = batch.tokens.shape
@@ -68,10 +72,10 @@ def _generate(
 
     def choose(logits: Array, step: Array, ended: Array) -> tuple[Array, Array]:
         token = sampler(logits, jax.random.fold_in(rng, step))
-        if eos is None:
+        if not eos:
             return token, ended
-        token = jnp.where(ended, eos, token)
-        return token, ended | (token == eos)
+        token = jnp.where(ended, eos[0], token)
+        return token, ended | jnp.isin(token, jnp.array(eos))
 
     def unfinished(state: _State) -> Array:
         return (state.step < num_new) & ~jnp.all(state.ended)
@@ -84,7 +88,7 @@ def _generate(
         return _State(state.step + 1, state.new_tokens.at[:, state.step].set(token), token, ended, cache)
 
     token, ended = choose(logits, jnp.int32(0), jnp.zeros(num_rows, bool))
-    new_tokens = jnp.full((num_rows, num_new), 0 if eos is None else eos, jnp.int32).at[:, 0].set(token)
+    new_tokens = jnp.full((num_rows, num_new), eos[0] if eos else 0, jnp.int32).at[:, 0].set(token)
     state = _State(jnp.int32(1), new_tokens, token, ended, cache)
     return jax.lax.while_loop(unfinished, advance, state).new_tokens
 

@@ -77,9 +77,9 @@ def answer_messages(
         )
     row_length = min(-(-longest // BUCKET) * BUCKET, context - max_new_tokens)
     batch = put_batch(pack([[segment] for segment in segments], row_length, layout.tokens_per_image))
-    eos = tokenizer.eos_id
+    stop = tokenizer.stop_ids
     tokens = generate_tokens(
-        model, params, batch, max_new_tokens=max_new_tokens, sampler=sampler, eos_token_id=eos, rng=rng
+        model, params, batch, max_new_tokens=max_new_tokens, sampler=sampler, eos_token_id=stop, rng=rng
     )
     return [tokenizer.decode(row) for row in np.asarray(tokens)]
 
@@ -95,4 +95,6 @@ def _read(model: Model, entry: Any) -> list[np.ndarray]:
             raise UserError(f"the model's vision is a {model.config.vision.kind} and reads no files; give it arrays")
         return [np.asarray(value) for value in entries]
     pictures = [read_image(value) if isinstance(value, str | Path | bytes) else np.asarray(value) for value in entries]
+    if model.pixels:
+        return [model.pixels(picture) for picture in pictures]
     return [resize_image(picture, model.config.vision.image_size) for picture in pictures]

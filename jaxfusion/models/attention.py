@@ -3,6 +3,7 @@
     causal          i -> [0, i + 1)              packed causal     i -> [first of its segment, i + 1)
     bidirectional   i -> [0, length)             prefix-LM         i -> [first, end of the prompt) or [first, i + 1)
     sliding window  i -> [i + 1 - window, i + 1) padding           i -> [0, 0), which gives zeros
+    image spans     a position of an image i -> [first, end of the image)
     decoding        the one new query of a row -> [0, tokens in the cache)
 
 No T x T mask exists in model code. `attention` chooses the kernel.
@@ -25,11 +26,13 @@ class Interval:
     start, end: int32[B, T], in key positions; an empty interval gives an output of zeros.
     kind: static. "causal" and "full" promise one segment a row from position 0, padding only after it, so that what a
           padded query sees does not matter; kernels that know no ranges may then be used. "ranges" promises nothing.
+    wide: queries that no window narrows; None: there are none.
     """
 
     start: Int[Array, "B T"]
     end: Int[Array, "B T"]
     kind: Kind = struct.field(pytree_node=False, default="ranges")
+    wide: Bool[Array, "B T"] | None = None
 
 
 def causal(segment_ids: Int[Array, "B T"], packed: bool = True) -> Interval:
@@ -46,20 +49,41 @@ def bidirectional(segment_ids: Int[Array, "B T"], packed: bool = True) -> Interv
 
 
 def prefix_lm(segment_ids: Int[Array, "B T"], prompt_mask: Bool[Array, "B T"]) -> Interval:
-    """Positions of a segment's prompt see the whole prompt; later ones see back to the segment's start.
+    """Positions of a segment's prompt see the whole prompt, whatever the window; later ones back to the start.
 
     prompt_mask: True on a leading run of each segment.
     """
     # A prompt is its segment's own segment, in the sense of the bounds: its ids are made distinct from the answer's.
     _, prompt_end = _segment_bounds(2 * segment_ids + prompt_mask)
-    interval = causal(segment_ids)
-    return interval.replace(end=jnp.where(prompt_mask & (segment_ids > 0), prompt_end, interval.end))
+    interval, prompt = causal(segment_ids), prompt_mask & (segment_ids > 0)
+    return interval.replace(end=jnp.where(prompt, prompt_end, interval.end), wide=prompt)
 
 
-def sliding_window(interval: Interval, window: int) -> Interval:
-    """Nothing further back than `window` positions, the query's own counted."""
-    position = jnp.arange(interval.start.shape[1])
-    return Interval(jnp.maximum(interval.start, position + 1 - window), interval.end)
+def bidirectional_images(
+    interval: Interval, segment_ids: Int[Array, "B T"], visual_index: Int[Array, "B T"], tokens_per_image: int
+) -> Interval:
+    """Positions of an image see on to the end of it (Gemma 3): of its run of neighbouring visual tokens.
+
+    visual_index: see `Batch.visual_index`; only of tokens that have positions of their own.
+    """
+    image = jnp.where((visual_index >= 0) & (segment_ids > 0), visual_index // tokens_per_image + 1, 0)
+    _, image_end = _segment_bounds(image)
+    return Interval(interval.start, jnp.maximum(interval.end, image_end), wide=interval.wide)
+
+
+def sliding_window(
+    interval: Interval, window: int | Int[Array, ""], position: Int[Array, "B T"] | None = None
+) -> Interval:
+    """Nothing further back than `window` positions, the query's own counted; 0 is no window.
+
+    position: of the queries, counted as the keys are; None: the queries are the keys' positions.
+    """
+    if position is None:
+        position = jnp.arange(interval.start.shape[1])
+    start = jnp.where(window, position + 1 - window, 0)
+    if interval.wide is not None:
+        start = jnp.where(interval.wide, 0, start)
+    return Interval(jnp.maximum(interval.start, start), interval.end)
 
 
 def _segment_bounds(segment_ids: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
@@ -81,41 +105,49 @@ def attention(
     value: Float[Array, "B S G H"],
     interval: Interval,
     *,
+    scale: float = 0.0,
+    softcap: float = 0.0,
     implementation: Literal["auto", "xla", "cudnn"] = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention of each query over its interval of keys, scaled by 1/sqrt(H); softmax in float32.
+    """Softmax attention of each query over its interval of keys; softmax in float32.
 
     N query heads share G key-value heads in groups of N/G (grouped-query attention, Ainslie et al. 2023).
+    scale: of the logits; 0 is 1/sqrt(H).
+    softcap: bends the scaled logits by cap tanh(x / cap) (Gemma 2); 0 does not.
     implementation: "auto" takes cuDNN where `choose_kernel` says that it can be had, else XLA; the other two force one.
     """
-    kernel = choose_kernel(query, key, interval) if implementation == "auto" else implementation
+    scale = scale or query.shape[-1] ** -0.5
+    kernel = choose_kernel(query, key, interval, softcap) if implementation == "auto" else implementation
     if kernel == "cudnn":
-        return _cudnn(query, key, value, interval)
-    return _xla(query, key, value, interval)
+        return _cudnn(query, key, value, interval, scale, softcap)
+    return _xla(query, key, value, interval, scale, softcap)
 
 
-def choose_kernel(query: Array, key: Array, interval: Interval) -> Literal["xla", "cudnn"]:
+def choose_kernel(query: Array, key: Array, interval: Interval, softcap: float = 0.0) -> Literal["xla", "cudnn"]:
     """The one table of kernels.
 
-    platform  dtype     interval      heads            kernel
-    gpu       16 bits   causal, full  H <= 128, H % 8  cuDNN flash attention
-    any       any       any           any              XLA
+    platform  dtype     interval      heads            softcap  kernel
+    gpu       16 bits   causal, full  H <= 128, H % 8  none     cuDNN flash attention
+    any       any       any           any              any      XLA
     """
     sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
     head_dim = query.shape[-1]
-    fits = interval.kind != "ranges" and sixteen_bits and head_dim <= 128 and head_dim % 8 == 0
+    fits = interval.kind != "ranges" and sixteen_bits and head_dim <= 128 and head_dim % 8 == 0 and not softcap
     return "cudnn" if fits and query.shape[1] == key.shape[1] and jax.default_backend() == "gpu" else "xla"
 
 
-def _cudnn(query: Array, key: Array, value: Array, interval: Interval) -> Array:
-    if interval.kind == "ranges":
-        raise ValueError("cuDNN attention takes plain causal or full intervals; use implementation='auto' or 'xla'")
+def _cudnn(query: Array, key: Array, value: Array, interval: Interval, scale: float, softcap: float) -> Array:
+    if interval.kind == "ranges" or softcap:
+        raise ValueError(
+            "cuDNN attention takes plain causal or full intervals, and no softcap; use implementation='auto' or 'xla'"
+        )
     # Causal needs no lengths: right padding is only ever seen by padding.
     lengths = interval.end[:, 0] if interval.kind == "full" else None
     return jax.nn.dot_product_attention(
         query,
         key,
         value,
+        scale=scale,
         is_causal=interval.kind == "causal",
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
@@ -123,10 +155,12 @@ def _cudnn(query: Array, key: Array, value: Array, interval: Interval) -> Array:
     )
 
 
-def _xla(query: Array, key: Array, value: Array, interval: Interval) -> Array:
+def _xla(query: Array, key: Array, value: Array, interval: Interval, scale: float, softcap: float) -> Array:
     num_groups, head_dim = key.shape[2:]
     query = query.reshape(*query.shape[:2], num_groups, -1, head_dim)
-    logits = jnp.einsum("btgnh,bsgh->bgnts", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
+    logits = jnp.einsum("btgnh,bsgh->bgnts", query, key, preferred_element_type=jnp.float32) * scale
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
     position = jnp.arange(key.shape[1])
     seen = (position >= interval.start[..., None]) & (position < interval.end[..., None])
     seen = seen[:, None, None]

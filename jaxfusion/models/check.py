@@ -10,7 +10,10 @@ from jaxfusion.config.model import (
     ModelConfig,
     PerceiverProjectorConfig,
     PixelShuffleProjectorConfig,
+    PlaceFusionConfig,
     PooledClassifierConfig,
+    PoolProjectorConfig,
+    RopeConfig,
     TransformerConfig,
     VGGConfig,
     ViTConfig,
@@ -58,8 +61,25 @@ def _check_transformer(name: str, stack: TransformerConfig, config: ModelConfig)
     head_dim = stack.head_dim or config.width // stack.num_heads
     if config.text_embedding.positions == "rotary" and head_dim % 2:
         _refuse(f"{name}.head_dim", f"{head_dim} is odd, and rotary positions turn pairs; use an even one")
-    if config.attention == "cudnn" and (stack.window or getattr(stack, "prefix_lm", False)):
-        _refuse("attention", "cuDNN knows no prefix-LM attention and no window; use 'auto'")
+    if any(window < 0 for window in stack.windows) or not stack.windows:
+        _refuse(f"{name}.windows", f"{stack.windows} is no pattern of windows; give each layer's, 0 where it has none")
+    if not stack.ropes:
+        _refuse(f"{name}.ropes", "there are none to repeat over the layers; give one, with theta 0 for no rotation")
+    for index, rope in enumerate(stack.ropes):
+        _check_rope(f"{name}.ropes[{index}]", rope)
+    images_see = getattr(stack, "image_attention", "causal") == "bidirectional"
+    if images_see and not isinstance(config.fusion, PlaceFusionConfig):
+        _refuse(f"{name}.image_attention", "only placed visual tokens can see each other; use fusion 'place'")
+    ranges = any(stack.windows) or getattr(stack, "prefix_lm", False) or images_see
+    if config.attention == "cudnn" and (ranges or stack.attention_softcap):
+        _refuse("attention", "cuDNN knows no prefix-LM or image attention, no window and no softcap; use 'auto'")
+
+
+def _check_rope(key: str, rope: RopeConfig) -> None:
+    if rope.scaling in ("llama3", "yarn"):
+        _positive(f"{key}.original_positions", rope.original_positions)
+    if rope.factor <= 0 or rope.theta < 0:
+        _refuse(key, f"theta {rope.theta}, factor {rope.factor}: use a positive factor, and theta 0 for no rotation")
 
 
 def _check_vision(config: ModelConfig) -> None:
@@ -67,7 +87,11 @@ def _check_vision(config: ModelConfig) -> None:
     if isinstance(vision, ViTConfig):
         _positive("vision.num_layers", vision.num_layers)
         _divides("vision.num_heads", vision.num_heads, vision.width, "the vision's width")
-        _divides("vision.patch_size", vision.patch_size, vision.image_size, "image_size")
+        _positive("vision.patch_size", vision.patch_size)
+        if not -vision.num_layers <= vision.feature_layer <= 0:
+            _refuse(
+                "vision.feature_layer", f"{vision.feature_layer}: 0 is the end, -1 to {-vision.num_layers} the layers"
+            )
     if isinstance(vision, VGGConfig) and len(vision.stage_depths) != len(vision.stage_widths):
         _refuse(
             "vision.stage_widths", f"{len(vision.stage_widths)} for {len(vision.stage_depths)} stages; give each one"
@@ -79,7 +103,7 @@ def _check_vision(config: ModelConfig) -> None:
 def _check_projector(config: ModelConfig) -> None:
     projector, tokens = config.projector, config.vision.num_tokens
     match projector:
-        case PixelShuffleProjectorConfig(factor=factor):
+        case PixelShuffleProjectorConfig(factor=factor) | PoolProjectorConfig(factor=factor):
             _positive("projector.factor", factor)
             side = math.isqrt(tokens)
             if side * side != tokens or side % factor:

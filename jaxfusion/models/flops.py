@@ -12,6 +12,7 @@ Conventions
   nobody needs a gradient of pixels or given features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from jaxfusion.config.model import (
     ModelConfig,
     PerceiverProjectorConfig,
     PixelShuffleProjectorConfig,
+    PoolProjectorConfig,
     Projector,
     ResNetConfig,
     TransformerConfig,
@@ -37,8 +39,7 @@ from jaxfusion.config.model import (
     Vision,
     ViTConfig,
 )
-from jaxfusion.models import attention
-from jaxfusion.models.attention import Interval
+from jaxfusion.models.attention import Interval, bidirectional, sliding_window
 from jaxfusion.models.fusion import visible_images
 from jaxfusion.models.vlm import VisualLanguageModel
 
@@ -81,6 +82,11 @@ def count_flops(config: ModelConfig, batch: Batch, attention: Literal["needed", 
             return tokens * keys
         return int(np.sum(np.maximum(np.asarray(interval.end) - np.asarray(interval.start), 0)))
 
+    def layer_pairs(stack: TransformerConfig, interval: Interval | None) -> list[int]:
+        if interval is None:
+            return [tokens * length] * stack.num_layers
+        return [pairs(sliding_window(interval, window), length) for window in stack.layer_windows]
+
     if config.vision is not None and batch.images is not None:
         images = rows * batch.images.shape[1]
         vision = _vision(config.vision, images)
@@ -98,7 +104,7 @@ def count_flops(config: ModelConfig, batch: Batch, attention: Literal["needed", 
     match config.encoder:
         case TransformerConfig():
             interval = _encoder_interval(config, batch) if attention == "needed" else None
-            rooms["encoder"] = _transformer(config.encoder, width, tokens, pairs(interval, length))
+            rooms["encoder"] = _transformer(config.encoder, width, tokens, layer_pairs(config.encoder, interval))
         case BiLSTMEncoderConfig(num_layers=num_layers):
             # Each of two directions has half the width, and four gates that read the input and the state.
             half = width // 2
@@ -106,7 +112,7 @@ def count_flops(config: ModelConfig, batch: Batch, attention: Literal["needed", 
     match config.decoder:
         case TransformerDecoderConfig():
             interval = VisualLanguageModel(config).decoder_interval(batch) if attention == "needed" else None
-            rooms["decoder"] = _transformer(config.decoder, width, tokens, pairs(interval, length))
+            rooms["decoder"] = _transformer(config.decoder, width, tokens, layer_pairs(config.decoder, interval))
             rooms["output"] = _matrix(tokens, width, config.text_embedding.vocab_size)
         case classifier:
             rooms["decoder"] = _matrix(tokens, width, classifier.num_classes or config.text_embedding.vocab_size)
@@ -118,9 +124,7 @@ def _encoder_interval(config: ModelConfig, batch: Batch) -> Interval:
     """As `VisualLanguageModel.encode` has it: in front of a causal decoder, the prompt alone."""
     causal = isinstance(config.decoder, TransformerDecoderConfig)
     ids = jnp.where(batch.prompt_mask, batch.segment_ids, 0) if causal else jnp.asarray(batch.segment_ids)
-    interval = attention.bidirectional(ids)
-    window = config.encoder.window
-    return attention.sliding_window(interval, window) if window else interval
+    return bidirectional(ids)
 
 
 def _matrix(vectors: int, inputs: int, outputs: int) -> int:
@@ -131,13 +135,13 @@ def _mlp(tokens: int, width: int, hidden: int = 0, matrices: int = 2) -> int:
     return matrices * _matrix(tokens, width, hidden or 4 * width)
 
 
-def _transformer(config: TransformerConfig, width: int, tokens: int, pairs: int) -> int:
+def _transformer(config: TransformerConfig, width: int, tokens: int, pairs: Sequence[int]) -> int:
+    """pairs: of a query and a key, for each layer."""
     heads, head_dim = config.num_heads, config.head_dim or width // config.num_heads
     query_and_out, key_and_value = 2 * heads, 2 * (config.num_kv_heads or heads)
     layer = _matrix(tokens, width, (query_and_out + key_and_value) * head_dim)
-    layer += 2 * _matrix(pairs, heads, head_dim)
-    layer += _mlp(tokens, width, config.mlp_width, matrices=3 if config.mlp == "swiglu" else 2)
-    return config.num_layers * layer
+    layer += _mlp(tokens, width, config.mlp_width, matrices=3 if config.gated_mlp else 2)
+    return config.num_layers * layer + 2 * _matrix(sum(pairs), heads, head_dim)
 
 
 def _cross_attention(width: int, queries: int, keys: int, pairs: int) -> int:
@@ -158,25 +162,27 @@ def _projector(config: Projector, images: int, num_tokens: int, features: int, w
             first = _matrix(tokens, features, width)
             joined = num_tokens + config.prefix_length
             stack = TransformerConfig(num_layers=num_layers, num_heads=num_heads)
-            return _Part(first + _transformer(stack, width, images * joined, images * joined**2), first)
+            return _Part(first + _transformer(stack, width, images * joined, [images * joined**2] * num_layers), first)
         case MLPProjectorConfig(hidden_width=hidden):
             first = _matrix(tokens, features, hidden or width)
             return _Part(first + _matrix(tokens, hidden or width, width), first)
         case PixelShuffleProjectorConfig():
             pass  # fewer tokens, each as much wider: as many products
+        case PoolProjectorConfig():
+            tokens = images * config.num_tokens(num_tokens)
     first = _matrix(tokens, features, width)
     return _Part(first, first)
 
 
 def _vision(config: Vision, images: int) -> _Part:
     match config:
-        case ViTConfig(width=width, num_tokens=tokens):
-            patches = tokens - config.class_token
-            first = _matrix(images * patches, 3 * config.patch_size**2, width)
+        case ViTConfig(width=width, used_layers=layers):
+            first = _matrix(images * config.num_patches, 3 * config.patch_size**2, width)
+            tokens = config.num_patches + config.class_token
             stack = TransformerConfig(
-                num_layers=config.num_layers, num_heads=config.num_heads, mlp_width=config.mlp_width
+                num_layers=layers, num_heads=config.num_heads, mlp_width=config.mlp_width, mlp=config.mlp
             )
-            return _Part(first + _transformer(stack, width, images * tokens, images * tokens**2), first)
+            return _Part(first + _transformer(stack, width, images * tokens, [images * tokens**2] * layers), first)
         case VGGConfig():
             layers = _vgg(config)
         case ResNetConfig():

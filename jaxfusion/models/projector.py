@@ -18,12 +18,13 @@ from jaxfusion.config.model import (
     MLPProjectorConfig,
     PerceiverProjectorConfig,
     PixelShuffleProjectorConfig,
+    PoolProjectorConfig,
     Projector,
     TransformerConfig,
 )
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.cross_attention import CrossAttention
-from jaxfusion.models.transformer import MLP, TransformerLayers, make_norm
+from jaxfusion.models.transformer import ACTIVATIONS, MLP, TransformerLayers, make_norm
 
 
 def make_projector(
@@ -40,6 +41,8 @@ def make_projector(
             return MLPProjector(config, width, dtype)
         case PixelShuffleProjectorConfig():
             return PixelShuffleProjector(config, width, dtype)
+        case PoolProjectorConfig():
+            return PoolProjector(config, width, dtype)
         case PerceiverProjectorConfig():
             return PerceiverResampler(config, width, dtype)
         case MappingProjectorConfig():
@@ -64,7 +67,7 @@ class LinearProjector(nn.Module):
 
 
 class MLPProjector(nn.Module):
-    """Two matrices with a GELU between them, over each token."""
+    """Two matrices with an activation between them, over each token."""
 
     config: MLPProjectorConfig
     width: int
@@ -72,8 +75,10 @@ class MLPProjector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
-        hidden = nn.Dense(self.config.hidden_width or self.width, dtype=self.dtype, name="up")(x)
-        return nn.Dense(self.width, dtype=self.dtype, name="down")(nn.gelu(hidden, approximate=False))
+        config = self.config
+        up = nn.Dense(config.hidden_width or self.width, use_bias=config.bias, dtype=self.dtype, name="up")
+        down = nn.Dense(self.width, use_bias=config.bias, dtype=self.dtype, name="down")
+        return down(ACTIVATIONS[config.activation](up(x)))
 
 
 class PixelShuffleProjector(nn.Module):
@@ -86,20 +91,43 @@ class PixelShuffleProjector(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B M K E"]) -> Float[Array, "B M N D"]:
         """Raises ValueError where the tokens are no square grid or the factor does not divide its side."""
-        num_tokens, factor = x.shape[2], self.config.factor
-        side = math.isqrt(num_tokens)
-        if side * side != num_tokens:
-            raise ValueError(
-                f"pixel-shuffle needs a square grid of visual tokens, but an image has {num_tokens}; "
-                "set vision.class_token to False or choose another projector"
-            )
-        if side % factor:
-            raise ValueError(
-                f"pixel-shuffle's factor {factor} does not divide the {side} x {side} grid of visual tokens; "
-                "change projector.factor or vision.image_size"
-            )
-        x = rearrange(x, "b m (h p w q) e -> b m (h w) (p q e)", w=side // factor, p=factor, q=factor)
-        return nn.Dense(self.width, dtype=self.dtype, name="linear")(x)
+        squares = _squares(x, self.config)
+        joined = rearrange(squares, "b m h p w q e -> b m (h w) (p q e)")
+        return nn.Dense(self.width, use_bias=self.config.bias, dtype=self.dtype, name="linear")(joined)
+
+
+class PoolProjector(nn.Module):
+    """The mean of each factor x factor square of neighbouring tokens, normed, then one matrix."""
+
+    config: PoolProjectorConfig
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B M K E"]) -> Float[Array, "B M N D"]:
+        """Raises ValueError as `PixelShuffleProjector` does."""
+        pooled = reduce(_squares(x, self.config), "b m h p w q e -> b m (h w) e", "mean")
+        normed = make_norm("rms-offset", self.config.norm_eps, self.dtype, "norm")(pooled)
+        return nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="linear")(normed)
+
+
+def _squares(
+    x: Float[Array, "B M K E"], config: PixelShuffleProjectorConfig | PoolProjectorConfig
+) -> Float[Array, "B M h p w q E"]:
+    """The grid of tokens in squares of p x q = factor x factor."""
+    num_tokens, factor = x.shape[2], config.factor
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise ValueError(
+            f"{config.kind} needs a square grid of visual tokens, but an image has {num_tokens}; "
+            "set vision.keep_class_token to False or choose another projector"
+        )
+    if side % factor:
+        raise ValueError(
+            f"{config.kind}'s factor {factor} does not divide the {side} x {side} grid of visual tokens; "
+            "change projector.factor or vision.image_size"
+        )
+    return rearrange(x, "b m (h p w q) e -> b m h p w q e", w=side // factor, p=factor, q=factor)
 
 
 class PerceiverLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""The first room: token ids to vectors, and learned positions where the model has them."""
+"""The first room: token ids to vectors, and what is added at every position."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,15 +19,25 @@ class TextEmbedding(nn.Module):
         self.embedding = self.param("embedding", normal, (self.config.vocab_size, self.width))
         if self.config.positions == "learned":
             self.position_embedding = self.param("position_embedding", normal, (self.config.max_positions, self.width))
+        if self.config.token_types:
+            self.token_type_embedding = self.param(
+                "token_type_embedding", normal, (self.config.token_types, self.width)
+            )
+        if self.config.norm:
+            self.norm = nn.LayerNorm(epsilon=self.config.norm_eps, dtype=self.dtype)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[tokens].astype(self.dtype)
+        """The tokens' vectors, scaled."""
+        x = self.embedding[tokens].astype(self.dtype)
+        return x * jnp.asarray(self.config.scale, self.dtype) if self.config.scale != 1 else x
 
-    def add_positions(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """x with its learned position embeddings, visual tokens included; x itself where positions are rotary."""
-        if self.config.positions != "learned":
-            return x
-        return x + self.position_embedding[positions].astype(self.dtype)
+    def complete(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What every position has, visual tokens included: a learned position, the first token type, and the norm."""
+        if self.config.token_types:
+            x = x + self.token_type_embedding[0].astype(self.dtype)
+        if self.config.positions == "learned":
+            x = x + self.position_embedding[positions].astype(self.dtype)
+        return self.norm(x) if self.config.norm else x
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of each token by the transposed table, summed in float32."""

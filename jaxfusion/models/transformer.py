@@ -1,17 +1,20 @@
-"""Pre-norm Transformer blocks, and the stack of them that encoder and decoder share."""
+"""Transformer blocks, and the stack of them that encoder and decoder share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import TransformerConfig
-from jaxfusion.models.attention import Interval, attention
+from jaxfusion.models.attention import Interval, attention, sliding_window
+from jaxfusion.models.rope import Rotation, rotate, rotation
 from jaxfusion.models.stack import init_stack, run_stack
 
 
@@ -32,32 +35,32 @@ class KVCache:
         return KVCache(put(self.key, key), put(self.value, value))
 
 
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
-    """Rotary position embedding (Su et al. 2021), the two halves of the head rotated against each other, in float32."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None] * frequency
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+class OffsetRMSNorm(nn.Module):
+    """RMS norm whose scale is stored minus one, as in Gemma; computed in float32."""
+
+    epsilon: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        offset = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        normed = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
+        return (normed * (1 + offset)).astype(self.dtype)
 
 
-def make_norm(kind: Literal["layer", "rms"], eps: float, dtype: DTypeLike, name: str) -> nn.Module:
+def make_norm(kind: Literal["layer", "rms", "rms-offset"], eps: float, dtype: DTypeLike, name: str) -> nn.Module:
     """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019); statistics are taken in float32."""
-    norm = nn.LayerNorm if kind == "layer" else nn.RMSNorm
+    norm = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "rms-offset": OffsetRMSNorm}[kind]
     return norm(epsilon=eps, dtype=dtype, name=name)
 
 
 class SelfAttention(nn.Module):
     """Multi-head or grouped-query self-attention with optional rotary positions and a KV cache."""
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float | None
-    use_bias: bool
-    implementation: Literal["auto", "xla", "cudnn"]
+    config: TransformerConfig
     dtype: DTypeLike
+    implementation: Literal["auto", "xla", "cudnn"]
 
     @nn.compact
     def __call__(
@@ -65,6 +68,7 @@ class SelfAttention(nn.Module):
         x: Float[Array, "B T D"],
         interval: Interval,
         positions: Int[Array, "B T"] | None = None,
+        rotation: Rotation | None = None,
         cache: KVCache | None = None,
         cache_index: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -72,61 +76,77 @@ class SelfAttention(nn.Module):
 
         Prefill: with a cache but no cache_index, the cache is filled from its start and only the new keys are seen.
         """
+        config = self.config
+        head_dim = config.head_dim or x.shape[-1] // config.num_heads
 
         def heads(count: int, name: str) -> Array:
-            return nn.DenseGeneral((count, self.head_dim), use_bias=self.use_bias, dtype=self.dtype, name=name)(x)
+            return nn.DenseGeneral((count, head_dim), use_bias=config.qkv_bias, dtype=self.dtype, name=name)(x)
 
-        query, key, value = (
-            heads(self.num_heads, "query"),
-            heads(self.num_kv_heads, "key"),
-            heads(self.num_kv_heads, "value"),
-        )
-        if self.rope_theta is not None:
-            query, key = (rotate(part, positions, self.rope_theta) for part in (query, key))
+        num_kv_heads = config.num_kv_heads or config.num_heads
+        query, key, value = heads(config.num_heads, "query"), heads(num_kv_heads, "key"), heads(num_kv_heads, "value")
+        if config.qk_norm:
+            query = make_norm(config.norm, config.norm_eps, self.dtype, "query_norm")(query)
+            key = make_norm(config.norm, config.norm_eps, self.dtype, "key_norm")(key)
+        if rotation is not None:
+            query, key = (rotate(part, positions, rotation) for part in (query, key))
         if cache is not None:
             prefill = cache_index is None
             cache = cache.write(key, value, jnp.zeros(x.shape[0], jnp.int32) if prefill else cache_index)
             if not prefill:
                 key, value = cache.key, cache.value
-        implementation = self.implementation if cache_index is None else "auto"  # cuDNN's cannot read a cache
-        mixed = attention(query, key, value, interval, implementation=implementation)
-        out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), use_bias=self.use_bias, dtype=self.dtype, name="out")
+        mixed = attention(
+            query,
+            key,
+            value,
+            interval,
+            scale=config.query_scale,
+            softcap=config.attention_softcap,
+            implementation=self.implementation if cache_index is None else "auto",  # cuDNN's cannot read a cache
+        )
+        out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), use_bias=config.out_bias, dtype=self.dtype, name="out")
         return out(mixed), cache
 
 
+def quick_gelu(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """The GELU by a sigmoid, as in OpenAI's CLIP (Hendrycks & Gimpel 2016)."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": nn.gelu,
+    "gelu-exact": partial(nn.gelu, approximate=False),
+    "quick-gelu": quick_gelu,
+    "relu": nn.relu,
+}
+GATES = {"swiglu": nn.silu, "geglu": nn.gelu}
+
+
 class MLP(nn.Module):
-    """Two matrices with a GELU between them, or the gated SwiGLU (Shazeer 2020), which has no biases."""
+    """Two matrices with an activation between them, or three with a gate (SwiGLU and GEGLU, Shazeer 2020)."""
 
     hidden_width: int
-    kind: Literal["gelu", "swiglu"]
+    kind: Literal["gelu", "gelu-exact", "quick-gelu", "relu", "swiglu", "geglu"]
     dtype: DTypeLike
-    approximate_gelu: bool = True
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        bias = self.kind == "gelu"
-        hidden = nn.Dense(self.hidden_width, use_bias=bias, dtype=self.dtype, name="up")(x)
-        if self.kind == "swiglu":
-            hidden *= nn.silu(nn.Dense(self.hidden_width, use_bias=False, dtype=self.dtype, name="gate")(x))
+        def dense(width: int, name: str) -> nn.Module:
+            return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name=name)
+
+        hidden = dense(self.hidden_width, "up")(x)
+        if self.kind in GATES:
+            hidden *= GATES[self.kind](dense(self.hidden_width, "gate")(x))
         else:
-            hidden = nn.gelu(hidden, approximate=self.approximate_gelu)
-        return nn.Dense(x.shape[-1], use_bias=bias, dtype=self.dtype, name="down")(hidden)
+            hidden = ACTIVATIONS[self.kind](hidden)
+        return dense(x.shape[-1], "down")(hidden)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Attention, then the MLP: each a residual branch, normed where the config's norm_position says."""
 
-    num_heads: int
-    mlp_width: int
+    config: TransformerConfig
     dtype: DTypeLike
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    norm: Literal["layer", "rms"] = "layer"
-    norm_eps: float = 1e-6
-    rope_theta: float | None = None
-    approximate_gelu: bool = True
-    dropout: float = 0.0
     implementation: Literal["auto", "xla", "cudnn"] = "auto"
 
     @nn.compact
@@ -135,29 +155,32 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         interval: Interval,
         positions: Int[Array, "B T"] | None = None,
+        rotation: Rotation | None = None,
         cache: KVCache | None = None,
         cache_index: Int[Array, " B"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        def dropout(branch: Array) -> Array:
-            return nn.Dropout(self.dropout, deterministic=deterministic)(branch)
+        config = self.config
 
-        attend = SelfAttention(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads or self.num_heads,
-            head_dim=self.head_dim or x.shape[-1] // self.num_heads,
-            rope_theta=self.rope_theta,
-            use_bias=self.norm == "layer",
-            implementation=self.implementation,
-            dtype=self.dtype,
-            name="attention",
-        )
-        normed = make_norm(self.norm, self.norm_eps, self.dtype, "attention_norm")(x)
-        branch, cache = attend(normed, interval, positions, cache, cache_index)
-        x = x + dropout(branch)
-        mlp = MLP(self.mlp_width, self.mlp, self.dtype, self.approximate_gelu, name="mlp")
-        branch = mlp(make_norm(self.norm, self.norm_eps, self.dtype, "mlp_norm")(x))
-        return x + dropout(branch), cache
+        def norm(x: Array, name: str) -> Array:
+            return make_norm(config.norm, config.norm_eps, self.dtype, name)(x)
+
+        def read(x: Array, name: str) -> Array:
+            return x if config.norm_position == "post" else norm(x, f"{name}_norm")
+
+        def add(x: Array, branch: Array, name: str) -> Array:
+            if config.norm_position == "sandwich":
+                branch = norm(branch, f"{name}_post_norm")
+            if config.layer_scale:
+                branch *= self.param(f"{name}_scale", nn.initializers.ones, branch.shape[-1:]).astype(self.dtype)
+            x = x + nn.Dropout(config.dropout, deterministic=deterministic)(branch)
+            return norm(x, f"{name}_norm") if config.norm_position == "post" else x
+
+        attend = SelfAttention(config, self.dtype, self.implementation, name="attention")
+        branch, cache = attend(read(x, "attention"), interval, positions, rotation, cache, cache_index)
+        x = add(x, branch, "attention")
+        mlp = MLP(config.mlp_width or 4 * x.shape[-1], config.mlp, self.dtype, config.mlp_bias, name="mlp")
+        return add(x, mlp(read(x, "mlp")), "mlp"), cache
 
 
 class Interleaved(NamedTuple):
@@ -190,42 +213,49 @@ class TransformerLayers(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """cache: float[L, B, S, G, H], see `SelfAttention`; returned with the new keys and values in it."""
         config, width = self.config, x.shape[-1]
-        block = Block(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads or None,
-            head_dim=config.head_dim or None,
-            mlp_width=config.mlp_width or 4 * width,
-            mlp=config.mlp,
-            norm=config.norm,
-            rope_theta=config.rope_theta if self.rotary else None,
-            dropout=config.dropout,
-            implementation=self.implementation,
-            dtype=self.dtype,
-            parent=None,
-        )
+        block = Block(config, self.dtype, self.implementation, parent=None)
 
         def init_layers(rng: Array) -> Any:
             one = jnp.zeros((1, 1), jnp.int32)
             dummy = jnp.zeros((1, 1, width), self.dtype)
             # No parameter depends on the kernel, and XLA's takes the dummy's interval and size.
-            return init_stack(
-                block.clone(implementation="xla"), rng, config.num_layers, dummy, Interval(one, one + 1), one
-            )
+            return init_stack(block.clone(implementation="xla"), rng, config.num_layers, dummy, Interval(one, one + 1))
+
+        # What all layers share stays out of the scan: a plain causal interval then keeps its kernel.
+        column = None if cache_index is None else cache_index[:, None] + jnp.arange(x.shape[1])
+        window, windows = _shared_or_stacked(config.layer_windows)
+        rotations = [rotation(rope, config.head_dim or width // config.num_heads) for rope in config.layer_ropes]
+        shared_rotation, rotations = _shared_or_stacked(rotations if self.rotary else [None])
+        if window:
+            interval = sliding_window(interval, window, column)
 
         def apply_block(params: Any, x: Array, xs: tuple) -> tuple[Array, KVCache | None]:
-            layer_cache, key = xs
+            layer_cache, key, layer_window, layer_rotation = xs
             rngs = None if key is None else {"dropout": key}
-            args = (x, interval, positions, layer_cache, cache_index, deterministic)
+            seen = interval if layer_window is None else sliding_window(interval, layer_window, column)
+            turn = shared_rotation if layer_rotation is None else layer_rotation
+            args = (x, seen, positions, turn, layer_cache, cache_index, deterministic)
             return block.apply({"params": params}, *args, rngs=rngs)
 
         params = self.param("layers", init_layers)
         has_dropout = config.dropout > 0 and not deterministic
-        xs = (cache, jax.random.split(self.make_rng("dropout"), config.num_layers) if has_dropout else None)
+        keys = jax.random.split(self.make_rng("dropout"), config.num_layers) if has_dropout else None
+        xs = (cache, keys, windows, rotations)
         if interleaved is None:
             x, cache = run_stack(apply_block, params, x, xs, scan=config.scan_layers)
         else:
             x, cache = _run_interleaved(apply_block, params, x, xs, interleaved, config.scan_layers)
-        return make_norm(config.norm, 1e-6, self.dtype, "final_norm")(x), cache
+        if config.norm_position == "post":
+            return x, cache
+        return make_norm(config.norm, config.norm_eps, self.dtype, "final_norm")(x), cache
+
+
+def _shared_or_stacked(layers: Sequence[Any]) -> tuple[Any, Any]:
+    """(what all layers have, None), or (None, the layers' different constants on a leading axis)."""
+    first, *others = layers
+    if all(jax.tree.all(jax.tree.map(np.array_equal, first, other)) for other in others):
+        return first, None
+    return None, jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
 def _run_interleaved(

@@ -5,11 +5,13 @@ params = init(model, jax.random.key(0))
 logits = forward(model, params, batch)          # float32[B, T, V]; jit with model static
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
@@ -37,6 +39,7 @@ from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
 from jaxfusion.models.vision import make_vision
 
 if TYPE_CHECKING:
+    from jaxfusion.pretrained.origin import Origin
     from jaxfusion.text.tokenizer import Tokenizer
 
 Params = Any
@@ -106,7 +109,7 @@ class VisualLanguageModel(nn.Module):
                     x = fusion.add(x, visual, batch.visual_index)
                 case _:
                     x = fusion.place(x, visual, batch.visual_index)
-        x = self.text_embedding.add_positions(x, batch.positions)
+        x = self.text_embedding.complete(x, batch.positions)
         if self.config.encoder is None:
             return x, interleaved
         # In front of a causal decoder only the prompt may be read in both directions: an answer would see its future.
@@ -117,8 +120,6 @@ class VisualLanguageModel(nn.Module):
         else:
             between = None if causal else interleaved
             interval = attention.bidirectional(ids, batch.packed)
-            if self.config.encoder.window:
-                interval = attention.sliding_window(interval, self.config.encoder.window)
             encoded, _ = self.encoder(x, interval, batch.positions, interleaved=between, deterministic=deterministic)
         return jnp.where((ids > 0)[..., None], encoded, x), interleaved
 
@@ -129,15 +130,21 @@ class VisualLanguageModel(nn.Module):
         return self.fusion(visual, interval)
 
     def decoder_interval(self, batch: Batch) -> Interval:
+        """What a layer without a window sees."""
         config = self.config.decoder
         if config.prefix_lm:
             interval = attention.prefix_lm(batch.segment_ids, batch.prompt_mask)
         else:
             interval = attention.causal(batch.segment_ids, batch.packed)
-        return attention.sliding_window(interval, config.window) if config.window else interval
+        if config.image_attention == "bidirectional" and self.config.vision is not None:
+            ids, index = batch.segment_ids, batch.visual_index
+            interval = attention.bidirectional_images(interval, ids, index, self.config.tokens_per_image)
+        return interval
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        return self.text_embedding.attend(x) if self.config.decoder.tie_embeddings else self.output(x)
+        logits = self.text_embedding.attend(x) if self.config.decoder.tie_embeddings else self.output(x)
+        cap = self.config.decoder.logit_softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits
 
     def prefill(
         self, batch: Batch, cache: KVCache
@@ -168,10 +175,8 @@ class VisualLanguageModel(nn.Module):
                     interleaved = self.cross_attend(jnp.ones_like(positions), image_segment_ids, visual)
                 case AddFusionConfig():  # an answer goes on seeing the picture that its prompt saw
                     x = fusion.add(x, visual, jnp.where(image_segment_ids[:, :1] > 0, 0, -1))
-        x = self.text_embedding.add_positions(x, positions)
-        window = self.config.decoder.window
-        start = jnp.maximum(positions + 1 - window, 0) if window else jnp.zeros_like(positions)
-        interval = Interval(start, positions + 1)
+        x = self.text_embedding.complete(x, positions)
+        interval = Interval(jnp.zeros_like(positions), positions + 1)
         x, cache = self.decoder(x, interval, positions, interleaved=interleaved, cache=cache, cache_index=lengths)
         return self.logits(x)[:, 0], cache
 
@@ -181,10 +186,14 @@ class Model:
     """What a config describes, without parameters. Hashable, so `jax.jit(forward, static_argnums=0)` works.
 
     tokenizer: turns text into ids and back; only `generate` needs it.
+    pixels:    what the checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
+    origin:    the checkpoints' small files, which export writes again.
     """
 
     config: ModelConfig
     tokenizer: "Tokenizer | None" = field(default=None, compare=False, repr=False)
+    pixels: Callable[[np.ndarray], np.ndarray] | None = field(default=None, compare=False, repr=False)
+    origin: "Origin | None" = field(default=None, compare=False, repr=False)
 
     @property
     def module(self) -> VisualLanguageModel:

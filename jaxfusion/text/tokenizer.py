@@ -1,84 +1,54 @@
-"""Text to token ids and back: a byte-level BPE of the `tokenizers` library, with the special tokens of this project."""
+"""What the data side, generation and evaluation ask of a tokenizer, of whichever kind."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-from jaxfusion.errors import UserError
-
-PAD, BOS, EOS, SEP, IMAGE, MASK = "<pad>", "<bos>", "<eos>", "<sep>", "<image>", "<mask>"
-SPECIAL_TOKENS = (PAD, BOS, EOS, SEP, IMAGE, MASK)
+if TYPE_CHECKING:
+    from jaxfusion.text.template import ChatTemplate
 
 
-class Tokenizer:
-    """A trained tokenizer. Special tokens never come out of text: "<image>" typed by a person is just seven letters.
+class Tokenizer(Protocol):
+    """Text to token ids and back. Special tokens never come out of text: "<image>" typed by a person is just text.
 
-    pad_id, bos_id, eos_id, sep_id (prompt before it, answer after), image_id, mask_id: int.
+    vocab_size:    ids are below it.
+    pad_id:        fills up what carries neither loss nor attention.
+    bos_id, sep_id, eos_id: begin a text, end its prompt and end the whole, where no chat template says otherwise.
+    stop_ids:      each of which ends a generated text; the first fills up what comes after.
+    image_id:      stands for one visual token; None where the model sees no images.
+    mask_id:       stands for a hidden token; None where the model knows none.
+    chat_template: lays conversations out; None: the fixed layout of `jaxfusion.data.tokenise` does.
     """
 
-    def __init__(self, backend: Any):
-        """backend: a `tokenizers.Tokenizer` that knows SPECIAL_TOKENS."""
-        backend.encode_special_tokens = True
-        self._backend = backend
-        ids = (backend.token_to_id(token) for token in SPECIAL_TOKENS)
-        self.pad_id, self.bos_id, self.eos_id, self.sep_id, self.image_id, self.mask_id = ids
-
-    @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learns merges from texts. Digits and Chinese characters stay tokens of their own; no text is unknown.
-
-        vocab_size: an upper bound; at least the 256 bytes and the special tokens.
-        """
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-        smallest = 256 + len(SPECIAL_TOKENS)
-        if vocab_size < smallest:
-            raise UserError(f"config.data.vocab_size: {vocab_size} cannot hold all bytes; use at least {smallest}")
-        backend = Tokenizer(models.BPE())
-        single = pre_tokenizers.Split(Regex(r"\p{Han}| ?\p{Nd}"), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([single, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        backend.train_from_iterator(texts, trainer)
-        return cls(backend)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Reads a tokenizer.json. Raises UserError where there is none, or it is not one of this project's."""
-        from tokenizers import Tokenizer
-
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no tokenizer; the directory is not a trained workdir")
-        try:
-            backend = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path}: not a readable tokenizer ({error}); restore the file") from error
-        if missing := [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]:
-            raise UserError(f"{path}: the tokens {' '.join(missing)} are missing; use the tokenizer of this run")
-        return cls(backend)
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        self._backend.save(str(partial))
-        os.replace(partial, path)
-
-    @property
-    def vocab_size(self) -> int:
-        return self._backend.get_vocab_size()
+    vocab_size: int
+    pad_id: int
+    bos_id: int
+    sep_id: int
+    eos_id: int
+    stop_ids: tuple[int, ...]
+    image_id: int | None
+    mask_id: int | None
+    chat_template: "ChatTemplate | None"
 
     def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of the text alone, without any special token."""
+
+    def image_ids(self, num_tokens: int) -> list[int]:
+        """An image of so many visual tokens, with what the family puts around it."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids before the first EOS, special tokens left out."""
-        ids = [int(i) for i in ids]
-        end = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
-        return self._backend.decode(ids[:end], skip_special_tokens=True).strip()
+        """Text of the ids before the first that stops, special tokens left out."""
+
+    def save(self, directory: Path) -> None:
+        """Writes files from which `open_tokenizer` makes the same tokenizer."""
+
+
+def open_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer of a run's directory. Raises UserError where there is none, or its files are broken."""
+    from jaxfusion.text.pretrained import load_tokenizer
+    from jaxfusion.text.trained import TrainedTokenizer
+
+    directory = Path(directory)
+    if (directory / "tokenizer_config.json").is_file():
+        return load_tokenizer(directory)
+    return TrainedTokenizer.load(directory / "tokenizer.json")

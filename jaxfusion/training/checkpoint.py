@@ -74,7 +74,7 @@ class Checkpoints:
             ITERATOR: ocp.args.JsonRestore(),
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return TrainState(params=restored[PARAMS], **restored[OPTIMIZER]), restored[ITERATOR]
+        return abstract_state.replace(params=restored[PARAMS], **restored[OPTIMIZER]), restored[ITERATOR]
 
     def wait(self) -> None:
         """Returns when every save so far is on the disk."""

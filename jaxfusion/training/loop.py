@@ -31,28 +31,30 @@ def train(
     workdir: Path,
     *,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    init_params: Callable[[], Params] | None = None,
 ) -> TrainState:
     """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
 
     iterator: gives batches of train.batch_size rows for ever; its get_state and set_state speak JSON-able dicts.
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
+    init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
 
-    Raises UserError for a batch size that does not fit the devices, a checkpoint that does not fit the model, data that
-    end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run after the step in progress with a
-    checkpoint and SystemExit; a second one has its usual effect.
+    Raises UserError for a batch size that does not fit the devices, a glob that fits no parameter, a checkpoint that
+    does not fit the model, data that end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run
+    after the step in progress with a checkpoint and SystemExit; a second one has its usual effect.
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
     parallel.check_batch_size("config.train.batch_size", settings.batch_size)
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
-    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed))
+    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), settings.trainable)
     step_fn = parallel.compile(partial(train_step, model, optimizer), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
         restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))
         if restored is None:
-            state = jax.jit(new_state)()
+            state = jax.jit(new_state, donate_argnames="params")(params=init_params and init_params())
         else:
             state, iterator_state = restored
             iterator.set_state(iterator_state)

@@ -7,25 +7,41 @@ from flax import struct
 from jaxtyping import Array, Int, UInt32
 
 from jaxfusion.models.vlm import Model, Params, init
+from jaxfusion.training.trainable import split
 
 
 @struct.dataclass
 class TrainState:
-    """step: updates made so far. rng: raw key data that never changes; each step folds its own dropout key from it."""
+    """step: updates made so far. rng: raw key data that never changes; each step folds its own dropout key from it.
+
+    params:    all of them. opt_state is of those alone that train.
+    trainable: static; globs over the parameters' paths, as `split` takes them.
+    """
 
     step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
     rng: UInt32[Array, " K"]
+    trainable: tuple[str, ...] = struct.field(pytree_node=False, default=("*",))
 
 
-def create_state(model: Model, optimizer: optax.GradientTransformation, rng: Array) -> TrainState:
-    """Step 0 with fresh parameters. Pure; jit it to make the parameters on the device."""
+def create_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    rng: Array,
+    trainable: tuple[str, ...] = ("*",),
+    params: Params | None = None,
+) -> TrainState:
+    """Step 0 with the parameters given, or fresh ones. Pure; jit it to make them on the device.
+
+    Raises UserError where a glob of `trainable` fits no parameter.
+    """
     init_rng, dropout_rng = jax.random.split(rng)
-    params = init(model, init_rng)
+    params = init(model, init_rng) if params is None else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split(params, trainable)[0]),
         rng=jax.random.key_data(dropout_rng),
+        trainable=trainable,
     )

@@ -9,6 +9,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.training.losses import LossSums, forward_loss
 from jaxfusion.training.state import TrainState
+from jaxfusion.training.trainable import join, split
 
 Metrics = dict[str, Shaped[Array, ""]]
 
@@ -22,6 +23,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
+    What `state.trainable` leaves out is never differentiated: no gradient, no clipping, no decay, the same bits.
+
     axis_name: under pmap, the axis whose devices each hold a part of the rows. They add up sums, so the result is that
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
@@ -31,11 +34,13 @@ def train_step(
     if axis_name is not None:
         dropout_rng = jax.random.fold_in(dropout_rng, jax.lax.axis_index(axis_name))
 
-    def summed_loss(params: Params) -> tuple[Float[Array, ""], LossSums]:
-        sums = forward_loss(model, params, batch, dropout_rng)
+    trainable, frozen = split(state.params, state.trainable)
+
+    def summed_loss(trainable: Params) -> tuple[Float[Array, ""], LossSums]:
+        sums = forward_loss(model, join(trainable, frozen), batch, dropout_rng)
         return sums.loss, sums
 
-    gradients, sums = jax.grad(summed_loss, has_aux=True)(state.params)
+    gradients, sums = jax.grad(summed_loss, has_aux=True)(trainable)
     tokens = jnp.sum(batch.segment_ids > 0)
     samples = jnp.sum(jnp.max(batch.segment_ids, axis=1))
     if axis_name is not None:
@@ -44,8 +49,8 @@ def train_step(
     weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
     gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
 
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    params = join(optax.apply_updates(trainable, updates), frozen)
     metrics = {
         "loss": sums.loss / weight,
         "accuracy": sums.correct / weight,
@@ -53,7 +58,7 @@ def train_step(
         "tokens": tokens,
         "samples": samples,
     }
-    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def eval_step(model: Model, params: Params, batch: Batch, axis_name: str | None = None) -> LossSums:

@@ -13,6 +13,8 @@ from jaxfusion.config.model import (
     LinearProjectorConfig,
     PooledClassifierConfig,
     ResNetConfig,
+    RopeConfig,
+    TransformerDecoderConfig,
     ViTConfig,
 )
 from jaxfusion.config.presets import PRESETS
@@ -257,3 +259,16 @@ def test_numbers_inside_tuples_are_read_like_numbers_elsewhere():
     config = from_dict(ModelConfig, {"vision": {"kind": "resnet", "mean": [0, 1, 0.5]}})
     assert config.vision == ResNetConfig(mean=(0.0, 1.0, 0.5))
     assert [type(value) for value in config.vision.mean] == [float] * 3
+
+
+def test_dataclasses_inside_tuples_come_back_from_json_and_from_the_command_line(tmp_path):
+    ropes = (RopeConfig(theta=5e5, scaling="linear", factor=2.0), RopeConfig(theta=0.0))
+    config = ModelConfig(decoder=TransformerDecoderConfig(ropes=ropes, windows=(4, 0)))
+    values = to_dict(config)
+    assert values["decoder"]["ropes"][0]["scaling"] == "linear"
+    assert from_dict(ModelConfig, json.loads(json.dumps(values))) == config
+    path = _write(tmp_path, "config.model.decoder.windows = (4, 0)")
+    text = "[{'theta': 5e5, 'scaling': 'linear', 'factor': 2}, {'theta': 0}]"
+    assert read_config(path, {"model.decoder.ropes": text}).model.decoder == config.decoder
+    with pytest.raises(UserError, match=r"config\.model\.decoder\.ropes\[1\]\.scaling: 'ntk' is not a choice"):
+        read_config(path, {"model.decoder.ropes": "[{}, {'scaling': 'ntk'}]"})

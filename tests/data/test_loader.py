@@ -7,7 +7,7 @@ import pytest
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.loader import Reader, open_dataset, train_iterator
 from jaxfusion.errors import UserError
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def parts(small_data):
     }
     config = from_dict(Config, settings)
     dataset = open_dataset(config.data)
-    return dataset, Reader(config.data, config.model, dataset.labels), Tokenizer.train(["x"], 262)
+    return dataset, Reader(config.data, config.model, dataset.labels), TrainedTokenizer.train(["x"], 262)
 
 
 def iterator(parts, seed=0):

@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
 from jaxfusion.data.tokenise import Layout, tokenise, tokenise_prompt
 from jaxfusion.errors import UserError
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.pretrained import load_tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
+from tests import checkpoint_tokenizers
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["x"], 262)  # bytes only: one token a letter
+    return TrainedTokenizer.train(["x"], 262)  # bytes only: one token a letter
 
 
 def one(tokenizer, letter):
@@ -82,3 +85,22 @@ def test_adding_more_than_one_visual_token_is_refused():
     model = from_dict(Config, {"model": {"vision": "vit-tiny", "fusion": "add"}}).model
     with pytest.raises(UserError, match=r"config\.model\.fusion: add needs one visual token an image and there are 36"):
         Layout.of(model)
+
+
+def test_checkpoints_without_a_chat_template_have_the_fixed_layout(tmp_path):
+    """With the tokens that they have: GPT-2 knows one special token, BERT begins with a class token."""
+    gpt2 = load_tokenizer(checkpoint_tokenizers.gpt2(tmp_path / "gpt2"), checkpoint_tokenizers.seeing())
+    segment = tokenise(Sample("0", "en", (ask(Image(PIXELS), "is"), answer("a"))), gpt2, Layout(2, "place", "next"))
+    end, line = gpt2.eos_id, gpt2.encode("\n")
+    tokens = [end, gpt2.image_id, gpt2.image_id, *gpt2.encode("is"), *line, *gpt2.encode("a"), end]
+    assert segment.tokens.tolist() == tokens
+    assert segment.loss_weights.tolist() == [0] * (len(tokens) - 3) + [1, 1, 0]
+    bert = load_tokenizer(checkpoint_tokenizers.bert(tmp_path / "bert"))
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    segment = tokenise(Sample("0", "en", (ask("Is it there?"),), label=1), bert, Layout(0, "place", "class"))
+    assert segment.tokens.tolist() == theirs("Is it there?")["input_ids"]
+    masked = Sample("0", "en", (ask("is it ", Masked("there"), "?"),))
+    segment = tokenise(masked, bert, Layout(0, "place", "tokens"))
+    assert segment.targets.tolist() == theirs("is it there?")["input_ids"]
+    hidden = segment.tokens == theirs.mask_token_id
+    assert segment.targets[hidden].tolist() == bert.encode("there")

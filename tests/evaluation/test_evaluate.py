@@ -11,14 +11,14 @@ from jaxfusion.config import Config, from_dict
 from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
 from jaxfusion.evaluation.evaluate import evaluate, held_out_losses
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
 
 VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
 LABELS = ["no", "yes"]
 
 
 def experiment(task, decoder, **model):
-    tokenizer = Tokenizer.train(["x"], 262)
+    tokenizer = TrainedTokenizer.train(["x"], 262)
     settings = {
         "model": {
             "width": 16,

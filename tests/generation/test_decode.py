@@ -78,6 +78,18 @@ def test_after_its_first_eos_a_row_holds_only_eos():
         assert ended[row].tolist() == free[row, :first].tolist() + [eos] * (NEW - first)
 
 
+def test_any_of_several_ids_ends_a_row_and_the_first_fills_it():
+    model = make_model()
+    params = random_params(model)
+    _, batch = prompts(model)
+    free = np.asarray(jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW))
+    stop = (22, int(free[0, 1]), int(free[1, 2]))
+    ended = np.asarray(jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW, eos_token_id=stop))
+    for row in range(3):
+        last = next((place for place in range(NEW) if free[row, place] in stop), NEW)
+        assert ended[row].tolist() == [*free[row, : last + 1], *[22] * (NEW - last - 1)]
+
+
 def test_draws_follow_the_softmax_and_their_key():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
     draws = Temperature(temperature=1.0)(jnp.tile(logits, (20_000, 1)), jax.random.key(0))

@@ -9,7 +9,7 @@ import jaxfusion
 from jaxfusion.config import Config, from_dict
 from jaxfusion.errors import UserError
 from jaxfusion.generation.classify import classify
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
 
 VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
 
@@ -17,7 +17,7 @@ VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [
 def make(decoder, **settings):
     text = {"vocab_size": 262, "max_positions": 64}
     model = {"width": 16, "vision": VISION, "text_embedding": text, "decoder": decoder} | settings
-    built = jaxfusion.build(from_dict(Config, {"model": model}), Tokenizer.train(["x"], 262))
+    built = jaxfusion.build(from_dict(Config, {"model": model}), TrainedTokenizer.train(["x"], 262))
     return built, jaxfusion.init(built, jax.random.key(0))
 
 

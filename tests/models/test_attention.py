@@ -9,6 +9,7 @@ from jaxfusion.models.attention import (
     Interval,
     attention,
     bidirectional,
+    bidirectional_images,
     causal,
     choose_kernel,
     prefix_lm,
@@ -19,6 +20,7 @@ from tests import references
 B, T, H = 4, 21, 8
 HEADS = [(4, 4), (4, 2), (4, 1)]  # GQA ratios 1, 2, 4
 WINDOW = 5
+K = 4  # tokens an image
 
 
 def _intervals(segment_ids: np.ndarray, prompt_mask: np.ndarray) -> dict[str, tuple[Interval, np.ndarray]]:
@@ -28,6 +30,15 @@ def _intervals(segment_ids: np.ndarray, prompt_mask: np.ndarray) -> dict[str, tu
     def seen(rule: str, window: int | None = None) -> np.ndarray:
         return references.visibility(segment_ids, rule, prompt_mask, window)
 
+    visual_index = _random_images(segment_ids)
+    image = np.where(visual_index < 0, -1, visual_index // K)
+
+    def with_images(interval: Interval) -> Interval:
+        return bidirectional_images(interval, ids, jnp.asarray(visual_index), K)
+
+    def seen_with_images(rule: str, window: int | None = None) -> np.ndarray:
+        return references.visibility(segment_ids, rule, prompt_mask, window, image)
+
     return {
         "causal": (causal(ids), seen("causal")),
         "bidirectional": (bidirectional(ids), seen("bidirectional")),
@@ -36,7 +47,24 @@ def _intervals(segment_ids: np.ndarray, prompt_mask: np.ndarray) -> dict[str, tu
         "bidirectional window": (sliding_window(bidirectional(ids), WINDOW), seen("bidirectional", WINDOW)),
         "prefix-lm window": (sliding_window(prefix_lm(ids, prompt), WINDOW), seen("prefix-lm", WINDOW)),
         "window of one": (sliding_window(causal(ids), 1), seen("causal", 1)),
+        "images": (with_images(causal(ids)), seen_with_images("causal")),
+        "prefix-lm images": (with_images(prefix_lm(ids, prompt)), seen_with_images("prefix-lm")),
+        "images window": (sliding_window(with_images(causal(ids)), 3), seen_with_images("causal", 3)),
     }
+
+
+def _random_images(segment_ids: np.ndarray) -> np.ndarray:
+    """A visual index for a packing: images of K tokens here and there, some side by side, never over two segments."""
+    rng, visual_index = np.random.default_rng(0), np.full(segment_ids.shape, -1, np.int32)
+    for row, index in zip(segment_ids, visual_index, strict=True):
+        at = images = 0
+        while at + K <= len(row):
+            if row[at] and np.all(row[at : at + K] == row[at]) and rng.random() < 0.7:
+                index[at : at + K] = images * K + np.arange(K)
+                images, at = images + 1, at + K
+            else:
+                at += 1
+    return visual_index
 
 
 def _arrays(rng: np.random.Generator, num_heads: int, num_kv_heads: int, num_keys: int = T) -> list[np.ndarray]:
@@ -162,6 +190,18 @@ def test_large_scores_stay_finite():
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("scale, softcap", [(0.7, 0.0), (0.0, 1.5), (2.0, 4.0)])
+def test_scaled_and_softly_capped_scores(scale, softcap):
+    rng = np.random.default_rng(7)
+    segment_ids, _, prompt_mask = references.random_packing(rng, B, T)
+    arrays = _arrays(rng, 4, 2)[:3]
+    seen = references.visibility(segment_ids, "prefix-lm", prompt_mask)
+    interval = prefix_lm(jnp.asarray(segment_ids), jnp.asarray(prompt_mask))
+    out = attention(*map(jnp.asarray, arrays), interval, scale=scale, softcap=softcap)
+    np.testing.assert_allclose(out, references.attention(*arrays, seen, scale, softcap), atol=2e-5)
+    assert np.abs(out - references.attention(*arrays, seen)).max() > 0.05
+
+
 def test_bfloat16():
     rng = np.random.default_rng(5)
     segment_ids, _, prompt_mask = references.random_packing(rng, B, T)
@@ -206,12 +246,15 @@ def test_choose_kernel(monkeypatch, backend, dtype, kind, head_dim, num_keys, ex
     query, key = jnp.zeros((1, T, 2, head_dim), dtype), jnp.zeros((1, num_keys, 2, head_dim), dtype)
     bounds = jnp.zeros((1, T), jnp.int32)
     assert choose_kernel(query, key, Interval(bounds, bounds, kind)) == expected
+    assert choose_kernel(query, key, Interval(bounds, bounds, kind), softcap=50.0) == "xla"
 
 
 def test_cudnn_refuses_what_it_cannot_do():
     query = jnp.zeros((1, 2, 1, 8))
     with pytest.raises(ValueError, match="plain causal or full"):
         attention(query, query, query, causal(jnp.ones((1, 2), jnp.int32)), implementation="cudnn")
+    with pytest.raises(ValueError, match="no softcap"):
+        attention(query, query, query, causal(jnp.ones((1, 2), jnp.int32), False), softcap=1.0, implementation="cudnn")
 
 
 def test_the_reference_gradients_are_its_finite_differences():

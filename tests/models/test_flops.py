@@ -20,6 +20,7 @@ from jaxfusion.config.model import (
     PerceiverProjectorConfig,
     PixelShuffleProjectorConfig,
     PooledClassifierConfig,
+    PoolProjectorConfig,
     ResNetConfig,
     TextEmbeddingConfig,
     TokenClassifierConfig,
@@ -51,7 +52,17 @@ DECODER = TransformerDecoderConfig(num_layers=1, num_heads=2, scan_layers=False)
 ENCODER = TransformerEncoderConfig(num_layers=1, num_heads=2, scan_layers=False)
 MODEL = ModelConfig(width=256, text_embedding=TextEmbeddingConfig(vocab_size=512), vision=VIT, decoder=DECODER)
 GATED = replace(
-    DECODER, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32, mlp="swiglu", mlp_width=640, norm="rms"
+    DECODER,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    qkv_bias=False,
+    out_bias=False,
+    mlp="swiglu",
+    mlp_bias=False,
+    mlp_width=640,
+    norm="rms",
 )
 
 MODELS = {
@@ -62,6 +73,11 @@ MODELS = {
         projector=MLPProjectorConfig(hidden_width=320),
         fusion=CrossAttentionFusionConfig(num_heads=2),
     ),
+    "a part of the vision's layers, gated": replace(
+        MODEL,
+        vision=replace(VIT, num_layers=3, feature_layer=-2, mlp="swiglu", class_token=True, keep_class_token=False),
+    ),
+    "pool": replace(MODEL, projector=PoolProjectorConfig()),
     "perceiver, encoder, token classifier": replace(
         MODEL,
         projector=PerceiverProjectorConfig(num_queries=6, num_layers=2, num_heads=2),
@@ -141,13 +157,13 @@ def test_convolutions_count_what_xla_counts(name):
 
 
 @pytest.mark.parametrize("rule", ["causal", "prefix-lm", "bidirectional"])
-@pytest.mark.parametrize("window", [0, 3])
-def test_needed_attention_is_the_pairs_that_see_each_other(rule, window):
+@pytest.mark.parametrize("windows", [(0, 0, 0), (3, 3, 3), (3, 0, 5)])
+def test_needed_attention_is_the_pairs_that_see_each_other(rule, windows):
     segment_ids, positions, prompt_mask = random_packing(np.random.default_rng(0), 4, 16)
     batch = Batch.from_tokens(np.zeros((4, 16), np.int32)).replace(
         segment_ids=jnp.asarray(segment_ids), positions=jnp.asarray(positions), prompt_mask=jnp.asarray(prompt_mask)
     )
-    layers = dict(num_layers=3, num_heads=2, head_dim=5, window=window)
+    layers = dict(num_layers=3, num_heads=2, head_dim=5, windows=windows)
     text = replace(MODEL, vision=None)
     if rule == "bidirectional":
         room, config = (
@@ -158,5 +174,5 @@ def test_needed_attention_is_the_pairs_that_see_each_other(rule, window):
         decoder = TransformerDecoderConfig(**layers, prefix_lm=rule == "prefix-lm")
         room, config = "decoder", replace(text, decoder=decoder)
     needed, dense = (count_flops(config, batch.replace(packed=True), kind).rooms[room] for kind in ("needed", "dense"))
-    seen = visibility(segment_ids, rule, prompt_mask, window or None).sum()
-    assert dense - needed == 3 * 2 * 2 * 2 * 5 * (4 * 16 * 16 - seen)
+    seen = sum(visibility(segment_ids, rule, prompt_mask, window or None).sum() for window in windows)
+    assert dense - needed == 2 * 2 * 2 * 5 * (3 * 4 * 16 * 16 - seen)

@@ -12,6 +12,7 @@ from jaxfusion.config.model import (
     MLPProjectorConfig,
     PerceiverProjectorConfig,
     PixelShuffleProjectorConfig,
+    PoolProjectorConfig,
 )
 from jaxfusion.models.projector import make_projector
 
@@ -23,8 +24,11 @@ PROJECTORS = {
     "linear-concatenate": LinearProjectorConfig(pool="concatenate"),
     "mlp": MLPProjectorConfig(),
     "mlp-wide": MLPProjectorConfig(hidden_width=20),
+    "mlp-relu": MLPProjectorConfig(activation="relu", bias=False),
     "pixel-shuffle": PixelShuffleProjectorConfig(factor=2),
-    "pixel-shuffle-4": PixelShuffleProjectorConfig(factor=4),
+    "pixel-shuffle-4": PixelShuffleProjectorConfig(factor=4, bias=False),
+    "pool": PoolProjectorConfig(factor=2),
+    "pool-4": PoolProjectorConfig(factor=4, norm_eps=0.1),
     "perceiver": PerceiverProjectorConfig(num_queries=5, num_layers=2, num_heads=3),
     "mapping": MappingProjectorConfig(prefix_length=4, num_layers=2, num_heads=3),
 }
@@ -41,7 +45,7 @@ def start(config, num_tokens=16, width=6):
 
 
 def dense(x, params):
-    return x @ params["kernel"] + params["bias"]
+    return x @ params["kernel"] + params.get("bias", 0)
 
 
 def layer_norm(x, params):
@@ -86,16 +90,24 @@ def mapping(x, params, config):
     return layer_norm(x, params["transformer"]["final_norm"])[-config.prefix_length :]
 
 
-def shuffle_by_hand(x, params, config):
+def squares(x, config):
+    """Each square's tokens, row by row."""
     side = math.isqrt(len(x))
-    rows = []
     for top in range(0, side, config.factor):
         for left in range(0, side, config.factor):
-            cells = [
+            yield [
                 x[(top + down) * side + left + right] for down in range(config.factor) for right in range(config.factor)
             ]
-            rows.append(np.concatenate(cells))
-    return dense(np.stack(rows), params["linear"])
+
+
+def shuffle_by_hand(x, params, config):
+    return dense(np.stack([np.concatenate(cells) for cells in squares(x, config)]), params["linear"])
+
+
+def pool_by_hand(x, params, config):
+    means = np.stack([np.mean(cells, axis=0) for cells in squares(x, config)])
+    normed = means / np.sqrt((means**2).mean(-1, keepdims=True) + config.norm_eps) * (1 + params["norm"]["scale"])
+    return normed @ params["linear"]["kernel"]
 
 
 def exact_gelu_mlp(x, params, config):
@@ -109,8 +121,11 @@ REFERENCES = {
     "linear-concatenate": lambda x, params, config: dense(x.reshape(1, -1), params["linear"]),
     "mlp": exact_gelu_mlp,
     "mlp-wide": exact_gelu_mlp,
+    "mlp-relu": lambda x, params, config: dense(np.maximum(dense(x, params["up"]), 0), params["down"]),
     "pixel-shuffle": shuffle_by_hand,
     "pixel-shuffle-4": shuffle_by_hand,
+    "pool": pool_by_hand,
+    "pool-4": pool_by_hand,
     "perceiver": perceiver,
     "mapping": mapping,
 }
@@ -133,6 +148,7 @@ def test_same_as_a_float64_reference_image_by_image(name):
         LinearProjectorConfig(pool="mean"),
         MLPProjectorConfig(),
         PixelShuffleProjectorConfig(),
+        PoolProjectorConfig(),
         PerceiverProjectorConfig(num_queries=5, num_layers=1, num_heads=3),
         MappingProjectorConfig(prefix_length=4, num_layers=1, num_heads=3),
     ],
@@ -160,7 +176,8 @@ def test_bfloat16_keeps_parameters_float32_and_every_one_learns(config):
     ("num_tokens", "factor", "message"),
     [(17, 2, r"square grid.*17.*class_token"), (36, 4, r"factor 4.*6 x 6"), (1, 2, r"factor 2.*1 x 1")],
 )
-def test_pixel_shuffle_refuses_what_is_no_square_grid(num_tokens, factor, message):
-    projector = make_projector(PixelShuffleProjectorConfig(factor=factor), WIDTH, FLOAT32)
-    with pytest.raises(ValueError, match=message):
-        projector.init(jax.random.key(0), jnp.zeros((1, 1, num_tokens, 4)))
+def test_squares_of_tokens_need_a_square_grid(num_tokens, factor, message):
+    for config in (PixelShuffleProjectorConfig(factor=factor), PoolProjectorConfig(factor=factor)):
+        projector = make_projector(config, WIDTH, FLOAT32)
+        with pytest.raises(ValueError, match=message):
+            projector.init(jax.random.key(0), jnp.zeros((1, 1, num_tokens, 4)))

@@ -57,10 +57,46 @@ def random_segment(rng, model, fusion, num_images):
 CASES = {
     "prefix": dict(fusion="place"),
     "prefix, prefix-LM": dict(fusion="place", decoder=TRANSFORMER | {"prefix_lm": True}),
-    "prefix, window": dict(fusion="place", decoder=TRANSFORMER | {"window": 3}),
+    "prefix, window": dict(fusion="place", decoder=TRANSFORMER | {"windows": (3,)}),
     "prefix, grouped-query, swiglu, rms, unrolled": dict(
         fusion="place",
         decoder=TRANSFORMER | {"num_kv_heads": 1, "mlp": "swiglu", "norm": "rms", "scan_layers": False},
+    ),
+    "prefix, images see themselves, windows and ropes layer by layer": dict(
+        fusion="place",
+        decoder=TRANSFORMER
+        | {
+            "num_layers": 3,
+            "image_attention": "bidirectional",
+            "windows": (3, 0),
+            "ropes": ({"theta": 100.0}, {"theta": 0.0}, {"scaling": "linear", "factor": 2.0}),
+        },
+    ),
+    "prefix, as Gemma": dict(
+        fusion="place",
+        text_embedding={"vocab_size": 23, "scale": 4.0},
+        decoder=TRANSFORMER
+        | {
+            "image_attention": "bidirectional",
+            "windows": (3, 0),
+            "norm": "rms-offset",
+            "norm_position": "sandwich",
+            "qk_norm": True,
+            "mlp": "geglu",
+            "query_scale": 0.3,
+            "attention_softcap": 2.0,
+            "logit_softcap": 5.0,
+        },
+    ),
+    "BERT before a decoder": dict(
+        text_embedding={
+            "vocab_size": 23,
+            "positions": "learned",
+            "max_positions": 64,
+            "token_types": 2,
+            "norm": True,
+        },
+        encoder=TRANSFORMER | {"norm_position": "post"},
     ),
     "learned positions, untied": dict(
         fusion="place",
@@ -147,6 +183,54 @@ def test_a_text_only_sample_is_the_same_with_and_without_pictures_beside_it(name
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
 
 
+FEATURES = {"kind": "features", "num_tokens": 4, "feature_width": 6}
+
+
+def _with_features(tokens: int = 9, start: int = 2) -> Batch:
+    """One row: an image of four visual tokens in the middle of text."""
+    ids = np.arange(1, tokens + 1, dtype=np.int32)[None]
+    ids[0, start : start + 4] = 0
+    images = np.random.default_rng(6).normal(size=(1, 1, 4, 6)).astype(np.float32)
+    return Batch.from_tokens(ids, images, image_token_id=0)
+
+
+@pytest.mark.parametrize("image_attention", ["causal", "bidirectional"])
+def test_an_images_first_token_sees_its_last_only_where_images_see_themselves(image_attention):
+    model = make_model(vision=FEATURES, decoder=TRANSFORMER | {"image_attention": image_attention})
+    params = random_params(model)
+    batch = _with_features()
+    other = batch.replace(images=batch.images.at[0, 0, 3].multiply(-1))
+    before, after = (jaxfusion.forward(model, params, b) for b in (batch, other))
+    changed = np.abs(before - after).max(axis=(0, 2)) > 1e-3
+    image = 2 if image_attention == "bidirectional" else 5
+    assert changed.tolist() == [place >= image for place in range(9)]
+
+
+def test_the_embeddings_scale_is_of_text_alone():
+    plain, scaled = (
+        make_model(vision=FEATURES, text_embedding={"vocab_size": 23, "scale": scale}) for scale in (1.0, 3.0)
+    )
+    params = random_params(plain)
+    batch = _with_features()
+
+    def embedded(model) -> jax.Array:
+        module = model.module.bind({"params": params})
+        return module.encode(batch, module.see(batch))[0]
+
+    text = np.asarray(batch.visual_index < 0)
+    np.testing.assert_allclose(embedded(scaled)[text], 3 * embedded(plain)[text], rtol=1e-6)
+    np.testing.assert_array_equal(embedded(scaled)[~text], embedded(plain)[~text])
+
+
+def test_logits_are_softly_capped():
+    free, capped = (make_model(decoder=TRANSFORMER | {"logit_softcap": cap}) for cap in (0.0, 0.5))
+    params = random_params(free)
+    batch = Batch.from_tokens(np.arange(12, dtype=np.int32).reshape(2, 6))
+    logits = np.asarray(jaxfusion.forward(free, params, batch))
+    assert np.abs(logits).max() > 1
+    np.testing.assert_allclose(jaxfusion.forward(capped, params, batch), 0.5 * np.tanh(logits / 0.5), atol=1e-6)
+
+
 def test_at_initialisation_cross_attention_leaves_the_language_model_untouched():
     seeing = make_model(fusion={"kind": "cross-attention", "num_heads": 2})
     params = jaxfusion.init(seeing, jax.random.key(0))
@@ -230,9 +314,18 @@ def test_bfloat16_computation_stays_near_float32_and_gives_float32_logits():
         (dict(decoder=TRANSFORMER | {"num_heads": 0}), "decoder.num_heads"),
         (dict(decoder=TRANSFORMER | {"num_layers": 0}), "decoder.num_layers"),
         (dict(decoder=TRANSFORMER | {"head_dim": 3}), "decoder.head_dim"),
-        (dict(decoder=TRANSFORMER | {"window": 2}, attention="cudnn"), "attention"),
+        (dict(decoder=TRANSFORMER | {"windows": (2,)}, attention="cudnn"), "attention"),
+        (dict(decoder=TRANSFORMER | {"attention_softcap": 2.0}, attention="cudnn"), "attention"),
+        (dict(decoder=TRANSFORMER | {"image_attention": "bidirectional"}, attention="cudnn"), "attention"),
+        (dict(decoder=TRANSFORMER | {"image_attention": "bidirectional"}, fusion="add"), "decoder.image_attention"),
+        (dict(decoder=TRANSFORMER | {"windows": ()}), "decoder.windows"),
+        (dict(decoder=TRANSFORMER | {"windows": (4, -1)}), "decoder.windows"),
+        (dict(decoder=TRANSFORMER | {"ropes": ()}), "decoder.ropes"),
+        (dict(decoder=TRANSFORMER | {"ropes": [{}, {"scaling": "yarn"}]}), r"decoder.ropes\[1\].original_positions"),
+        (dict(decoder=TRANSFORMER | {"ropes": [{"factor": 0.0}]}), r"decoder.ropes\[0\]"),
         (dict(projector={"kind": "pixel-shuffle", "factor": 3}), "projector.factor"),
         (dict(projector={"kind": "pixel-shuffle", "factor": 0}), "projector.factor"),
+        (dict(projector={"kind": "pool", "factor": 3}), "projector.factor"),
         (dict(projector={"kind": "perceiver", "num_heads": 3}), "projector.num_heads"),
         (dict(vision={"kind": "vit", "width": 10, "num_heads": 4}), "vision.num_heads"),
         (dict(vision={"kind": "vgg", "stage_depths": [1, 1]}), "vision.stage_widths"),

@@ -22,6 +22,7 @@ class FrozenBatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         mean = jax.lax.stop_gradient(self.param("mean", nn.initializers.zeros, shape))
         var = jax.lax.stop_gradient(self.param("var", nn.initializers.ones, shape))
+        scale, bias, mean, var = (leaf.astype(jnp.float32) for leaf in (scale, bias, mean, var))
         scale = scale * jax.lax.rsqrt(var + 1e-5)
         return (x * scale + (bias - mean * scale)).astype(self.dtype)
 

@@ -7,8 +7,18 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxfusion.config.model import FeaturesConfig, LookupConfig, ResNetConfig, VGGConfig, ViTConfig
+from jaxfusion.config.model import (
+    FeaturesConfig,
+    LookupConfig,
+    ModelConfig,
+    ResNetConfig,
+    TextEmbeddingConfig,
+    VGGConfig,
+    ViTConfig,
+)
 from jaxfusion.config.presets import PRESETS
+from jaxfusion.errors import UserError
+from jaxfusion.models.check import check
 from jaxfusion.models.vision import make_vision
 
 FLOAT32 = jnp.dtype("float32")
@@ -19,6 +29,19 @@ TINY = {
     "vgg": VGGConfig(image_size=16, stage_depths=(1, 2), stage_widths=(8, 16)),
     "vgg-group": VGGConfig(image_size=16, stage_depths=(1, 2), stage_widths=(8, 16), norm="group"),
     "vit": ViTConfig(image_size=16, patch_size=8, width=16, num_layers=2, num_heads=2, mlp_width=32),
+    "vit, as CLIP and DINOv2": ViTConfig(
+        image_size=16,
+        position_size=24,
+        patch_size=8,
+        patch_bias=False,
+        width=16,
+        num_layers=2,
+        num_heads=2,
+        mlp="swiglu",
+        mlp_width=32,
+        pre_norm=True,
+        layer_scale=True,
+    ),
 }
 ODD_SIZES = [
     ResNetConfig(image_size=225),
@@ -102,6 +125,27 @@ def test_every_parameter_learns_and_stored_statistics_do_not(config):
             assert not np.any(leaf), path
         elif path[-2:] != ("key", "bias"):  # a softmax does not change when all keys are shifted
             assert np.abs(leaf).max() > 1e-4, path
+
+
+@pytest.mark.parametrize("feature_layer", [-1, -2])
+def test_what_comes_after_the_feature_layer_is_not_computed(feature_layer):
+    config = replace(TINY["vit"], feature_layer=feature_layer, keep_class_token=False)
+    apply, variables, images = start(config)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, start(TINY["vit"])[1])
+    broken = jax.tree.map(np.copy, variables["params"])
+    broken["final_norm"]["scale"][:] = np.nan
+    for leaf in jax.tree.leaves(broken["layers"]):
+        leaf[2 + feature_layer + 1 :] = np.nan
+    features = apply({"params": broken}, images)
+    assert features.shape == (2, 3, 4, 16)
+    np.testing.assert_array_equal(features, apply(variables, images))
+
+
+@pytest.mark.parametrize("feature_layer", [1, -3])
+def test_a_feature_layer_that_is_not_there_is_refused(feature_layer):
+    vision = replace(TINY["vit"], feature_layer=feature_layer)
+    with pytest.raises(UserError, match=f"vision.feature_layer: {feature_layer}.*-2"):
+        check(ModelConfig(text_embedding=TextEmbeddingConfig(vocab_size=9), vision=vision))
 
 
 def test_vit_scanned_and_unrolled_agree_on_the_same_parameters():

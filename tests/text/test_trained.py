@@ -1,16 +1,17 @@
-"""The tokenizer: text survives the round trip, special tokens never come out of text, files are checked."""
+"""A run's own tokenizer: text survives the round trip, special tokens never come out of text, files are checked."""
 
 import pytest
 
 from jaxfusion.errors import UserError
-from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.tokenizer import open_tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
 
 TEXTS = ["a large red 3 at the top left", "左上角有一个大的红色的3，右下角有一个小的蓝色的7"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(TEXTS * 50, 400)
+    return TrainedTokenizer.train(TEXTS * 50, 400)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "unseen wörds\nand 😀 too", "<image> is not <eos> here"])
@@ -32,8 +33,8 @@ def test_text_ends_at_the_first_eos(tokenizer):
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.json")
-    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    tokenizer.save(tmp_path)
+    loaded = open_tokenizer(tmp_path)
     assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
     assert "<image>" in loaded.decode(loaded.encode("<image>"))
 
@@ -41,9 +42,9 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
 def test_bad_files_and_sizes_are_named(tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer"):
-        Tokenizer.load(path)
+        open_tokenizer(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match=r"tokenizer\.json: not a readable tokenizer"):
-        Tokenizer.load(path)
+        open_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"config\.data\.vocab_size: 100 cannot hold all bytes"):
-        Tokenizer.train(TEXTS, 100)
+        TrainedTokenizer.train(TEXTS, 100)

@@ -1,0 +1,224 @@
+"""How fast a sharded checkpoint becomes a model, and in how much memory, beside transformers' from_pretrained.
+
+python -m benchmarks.load_checkpoint
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxfusion
+from benchmarks.train_step import _Parser, _positive, _show, environment
+from jaxfusion.errors import UserError
+from jaxfusion.models.vlm import build, init
+from jaxfusion.pretrained.families import FAMILIES
+from jaxfusion.pretrained.table import flatten, tensors
+from jaxfusion.pretrained.write import write_safetensors
+
+ROOT = Path(__file__).parents[1]
+DTYPES = ("bfloat16", "float32")
+NUM_SHARDS = 4
+PAGE = 4096
+
+EPILOG = """\
+The two take turns, each in a process of its own, with the files in the page cache. What comes once in a process, such
+as imports, is not in the times: a tiny checkpoint is loaded before. Where no dtype changes, from_pretrained only maps
+the files, and a weight is read when it is first used; so "ready" is when a byte of every page of the weights has been
+read, and "return" when the call returns.
+
+examples:
+  python -m benchmarks.load_checkpoint --json load.json
+  python -m benchmarks.load_checkpoint --stored bfloat16 --dtype bfloat16
+  python -m benchmarks.load_checkpoint --size 20 --rounds 1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser().parse_args(argv)
+        if args.json is not None and not args.json.parent.is_dir():
+            raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
+        if args.directory is not None and not args.directory.is_dir():
+            raise UserError(f"--directory: {args.directory} is not a directory; make it first")
+        result = compare(args.size * 1_000_000, args.stored, args.dtype, args.rounds, args.directory)
+    except UserError as error:
+        print(f"benchmarks.load_checkpoint: {error}", file=sys.stderr)
+        return 2
+    command = shlex.join(["python", "-m", "benchmarks.load_checkpoint", *argv])
+    result = {"command": command, "environment": _environment(), **result}
+    _show(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def compare(num_bytes: int, stored: str, dtype: str, rounds: int, directory: Path | None = None) -> dict[str, Any]:
+    """Writes a random Llama of about num_bytes and loads it by both, turn by turn, `rounds` times each.
+
+    stored: the files' dtype. dtype: the one to load it in. directory: where there is room for the files, for a while.
+    Without transformers and torch there is nothing to compare with, and only ours is measured.
+    """
+    room = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=directory))
+    try:
+        write_checkpoint(room / "tiny", 0, stored)
+        written = write_checkpoint(room / "checkpoint", num_bytes, stored)
+        for file in (room / "checkpoint").iterdir():  # into the page cache
+            shutil.copyfile(file, os.devnull)
+        loaders = ["ours"]
+        if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+            loaders.append("transformers")
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
+        for _ in range(rounds):
+            for name in loaders:
+                runs[name].append(_in_a_process(name, room, dtype))
+    finally:
+        shutil.rmtree(room)
+    result = {"checkpoint": written, "dtype": dtype, "rounds": rounds}
+    for name in loaders:
+        result[name] = {key: float(np.median([run[key] for run in runs[name]])) for key in runs[name][0]}
+        result[name]["ready_gigabytes_per_second"] = written["bytes"] / 1e9 / result[name]["ready_seconds"]
+    if "transformers" in result:
+        for key in ("ready_seconds", "return_seconds", "cpu_seconds", "peak_bytes"):
+            result[f"transformers_to_ours_{key}"] = result["transformers"][key] / result["ours"][key]
+    return result
+
+
+def write_checkpoint(directory: Path, num_bytes: int, dtype: str) -> dict[str, Any]:
+    """A Llama with random weights in NUM_SHARDS files, as save_pretrained would have written it."""
+    config = llama_config(num_bytes // jax.numpy.dtype(dtype).itemsize)
+    family = FAMILIES["llama"]
+    ours = family.read_config(config)
+    model = build(ours)
+    leaves = flatten(jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0)))
+    shapes = {
+        t.name: jax.ShapeDtypeStruct(t.shape, jax.numpy.dtype(dtype)) for t in tensors(family.table(ours), leaves)
+    }
+    rng = np.random.default_rng(0)
+
+    def read(name: str) -> np.ndarray:
+        return (0.02 * rng.standard_normal(shapes[name].shape, np.float32)).astype(shapes[name].dtype)
+
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
+    write_safetensors(directory, shapes, read, max_shard_bytes=-(-total // NUM_SHARDS))
+    (directory / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    return {
+        "bytes": total,
+        "files": len(list(directory.glob("*.safetensors"))),
+        "tensors": len(shapes),
+        "stored": dtype,
+        "width": config["hidden_size"],
+        "layers": config["num_hidden_layers"],
+    }
+
+
+def llama_config(parameters: int) -> dict[str, Any]:
+    """config.json of a Llama of about so many parameters, an embedding and a head among them."""
+    width = max(64, int((parameters / 150) ** 0.5) // 64 * 64)
+    heads = width // 64
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 16 * width,
+        "hidden_size": width,
+        "intermediate_size": 11 * width // 4,
+        "num_hidden_layers": max(1, round((parameters / width**2 - 32) / 11.25)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2 if heads % 2 == 0 else heads,
+        "tie_word_embeddings": False,
+    }
+
+
+# --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def _in_a_process(loader: str, directory: Path, dtype: str) -> dict[str, float]:
+    code = f"from benchmarks import load_checkpoint as it; it.measure(it.load_{loader}, {str(directory)!r}, {dtype!r})"
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}  # in the memory where the peer's is too
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{loader} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load_ours(directory: Path, dtype: str) -> list[jax.Array]:
+    return jax.tree.leaves(jaxfusion.load(directory, dtype=dtype)[1])
+
+
+def load_transformers(directory: Path, dtype: str) -> list[np.ndarray]:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.LlamaForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    return [parameter.detach().view(torch.uint8).numpy() for parameter in model.parameters()]
+
+
+def measure(load: Callable[[Path, str], Iterable[Any]], room: str, dtype: str) -> None:
+    """Prints as JSON the seconds of loading weights, those until all are touched, and the bytes of memory that this
+    takes at its peak, beyond the process's own before, mapped files included."""
+    load(Path(room) / "tiny", dtype)
+    before = _peak_bytes()
+    start, cpu = time.perf_counter(), time.process_time()
+    weights = load(Path(room) / "checkpoint", dtype)
+    returned = time.perf_counter()
+    for weight in weights:
+        np.asarray(weight).reshape(-1).view(np.uint8)[::PAGE].max()
+    ready = time.perf_counter()
+    cpu = time.process_time() - cpu
+    times = {"ready_seconds": ready - start, "return_seconds": returned - start, "cpu_seconds": cpu}
+    print(json.dumps({**times, "peak_bytes": _peak_bytes() - before}))
+
+
+def _peak_bytes() -> int:
+    """Linux's high-water mark of this process; `resource` would include the parent's."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m benchmarks.load_checkpoint",
+        description="Time loading a generated checkpoint, by JaxFusion and by transformers, on the CPU.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--size", type=_positive, default=1000, metavar="MB", help="of the files (default: 1000)")
+    parser.add_argument("--stored", choices=DTYPES, default="bfloat16", help="the files' dtype (default: bfloat16)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to load it in (default: float32)")
+    parser.add_argument("--rounds", type=_positive, default=5, metavar="N", help="of each loader (default: 5)")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="for the files (default: the system's temporary)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    return parser
+
+
+def _environment() -> dict[str, Any]:
+    found = environment()
+    for name in ("torch", "transformers", "safetensors"):
+        if importlib.util.find_spec(name):
+            found["versions"][name] = metadata.version(name)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

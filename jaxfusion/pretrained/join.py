@@ -1,0 +1,85 @@
+"""Checkpoints in a config: name them as `model.vision` and `model.decoder`, and all else follows."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxfusion.config import to_dict
+from jaxfusion.config.model import ModelConfig, Vision, ViTConfig
+from jaxfusion.config.presets import PRESETS
+from jaxfusion.errors import UserError
+from jaxfusion.pretrained.checkpoint import Checkpoint, family_of, find_checkpoint, read_json
+from jaxfusion.pretrained.families import FAMILIES
+from jaxfusion.pretrained.family import Family
+from jaxfusion.pretrained.pixels import read_pixels
+
+ROOMS = ("vision", "encoder", "decoder")
+
+
+def expand(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's dict with the settings of the checkpoints that it names in their place, and their names under
+    `pretrained`. A dict that names none comes back as it is, and so does one that has been through here before.
+
+    `model = CHECKPOINT` takes a whole model or a language model; `model.vision`, `model.encoder` and `model.decoder`
+    take a room each, and the text embedding and the width come with the decoder (or else the encoder).
+    Raises UserError for a checkpoint that is not there, or of another kind than its place.
+    """
+    named = dict(values.get("pretrained") or {})
+    model = values.get("model")
+    if isinstance(model, str):
+        model, named = to_dict(_read(model, "model")), {"model": model}
+    for room in ROOMS if isinstance(model, Mapping) else ():
+        name = model.get(room)
+        if isinstance(name, str) and is_checkpoint(name, room):
+            model = model | _room(name, room)
+            named[room] = name
+    return values | {"model": model, "pretrained": named} if named else values
+
+
+def is_checkpoint(name: str, room: str) -> bool:
+    """Whether a room's name is that of a checkpoint: a path or a hub id, and not a preset's."""
+    return name not in PRESETS[room] and ("/" in name or Path(name).exists())
+
+
+def _room(name: str, room: str) -> dict[str, Any]:
+    found = _read(name, room)
+    if room == "vision":
+        pixels = read_pixels(find_checkpoint(name))
+        return {"vision": to_dict(_for_projector(pixels.fit(found) if pixels else found))}
+    taken = to_dict(replace(found, dtype="float32"))
+    return {key: taken[key] for key in ("width", "text_embedding", room)}
+
+
+def _for_projector(vision: Vision) -> Vision:
+    """What the projector reads of a tower: the states before its final norm, and before its last layer where there is a
+    class token, which is left out, as in LLaVA (Liu et al. 2024). That is also what LLaVA's files can say."""
+    if not isinstance(vision, ViTConfig):
+        return vision
+    if vision.class_token:
+        return replace(vision, feature_layer=-2, keep_class_token=False)
+    return replace(vision, feature_layer=-1)
+
+
+def _read(name: str, room: str) -> ModelConfig | Vision:
+    path = find_checkpoint(name)
+    if not path.is_dir():
+        raise UserError(f"config.{_key(room)}: {name} is a file; give the directory that holds it and its config.json")
+    config = read_json(path / "config.json")
+    family = family_of(Checkpoint(path, config, {}), FAMILIES)
+    _check_kind(family, room, name)
+    return family.read_config(config)
+
+
+def _check_kind(family: Family, room: str, name: str) -> None:
+    kinds = {"model": ("language", "whole"), "vision": ("vision",), "encoder": ("encoder",), "decoder": ("language",)}
+    if family.room not in kinds[room]:
+        places = {"language": "model.decoder", "vision": "model.vision", "encoder": "model.encoder", "whole": "model"}
+        raise UserError(
+            f"config.{_key(room)}: {name} is of the kind {family.room!r} ({family.model_type}); "
+            f"name it as config.{places[family.room]}"
+        )
+
+
+def _key(room: str) -> str:
+    return "model" if room == "model" else f"model.{room}"

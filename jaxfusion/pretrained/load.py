@@ -1,0 +1,117 @@
+"""Checkpoints to models: a whole one, a single tower, or the rooms of a joined model."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from jaxfusion.config.model import ModelConfig
+from jaxfusion.models.tower import Tower
+from jaxfusion.models.vlm import Model, Params, build, init
+from jaxfusion.pretrained.checkpoint import family_of, find_checkpoint, open_checkpoint
+from jaxfusion.pretrained.families import FAMILIES
+from jaxfusion.pretrained.family import Family
+from jaxfusion.pretrained.origin import Origin, Room
+from jaxfusion.pretrained.stream import Report, read_params
+from jaxfusion.pretrained.table import Row, flatten, unflatten
+from jaxfusion.workdir import is_run, load_run
+
+
+def load(
+    source: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32", shardings: Any = None
+) -> tuple[Model | Tower, Params]:
+    """The model of a run or of a checkpoint, and its parameters as they stream from the files onto their shards.
+
+    source:    a run's directory, a directory with a transformers config.json and safetensors, or a hub id. A vision
+               tower gives a `Tower`, for `see`.
+    dtype:     of the parameters and of the computation.
+    shardings: of the parameters, a tree as they are or one for all; None puts them on the default device.
+    Raises UserError, before any weight is read, for whatever is missing, broken or unknown.
+    """
+    from jaxfusion.pretrained.pixels import read_pixels
+    from jaxfusion.text.pretrained import load_tokenizer
+
+    if is_run(Path(source)):
+        model, params = load_run(source)
+        model = replace(model, config=replace(model.config, dtype=dtype))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return model, params if shardings is None else jax.device_put(params, shardings)
+    checkpoint = open_checkpoint(source)
+    family = family_of(checkpoint, FAMILIES)
+    config = family.read_config(checkpoint.config)
+    pixels = None
+    if family.room == "vision" or (family.room == "whole" and config.vision is not None):
+        pixels = read_pixels(checkpoint.path)
+    if pixels and isinstance(config, ModelConfig):
+        config = replace(config, vision=pixels.fit(config.vision))
+    elif pixels:
+        config = pixels.fit(config)
+    origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
+    if isinstance(config, ModelConfig):
+        tokenizer = load_tokenizer(checkpoint.path, config)
+        model = build(_grown(replace(config, dtype=dtype), tokenizer), tokenizer)
+        model = replace(model, origin=origin, pixels=pixels)
+        abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
+    else:
+        model = Tower(config, dtype, pixels=pixels, origin=origin)
+        abstract = jax.eval_shape(lambda rng: init_tower(model, rng), jax.random.key(0))
+    params, report = read_params(
+        checkpoint, family.table(config), abstract, dtype, shardings, ignored=family.ignored, aliases=family.aliases
+    )
+    _tell(report)
+    return model, params
+
+
+def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype: DTypeLike = "float32") -> Params:
+    """The parameters of a model whose rooms come from checkpoints: theirs, and fresh ones for the rest.
+
+    checkpoints: by the config's key that named them, as in `config.pretrained`.
+    """
+    abstract = jax.eval_shape(lambda r: init(model, r), rng)
+    leaves: dict[str, Any] = {}
+    for room, name in checkpoints.items():
+        checkpoint = open_checkpoint(name)
+        family = family_of(checkpoint, FAMILIES)
+        rows = rows_of(family, room, model.config)
+        params, report = read_params(checkpoint, rows, abstract, dtype, ignored=family.ignored, aliases=family.aliases)
+        _tell(report)
+        leaves |= flatten(params)
+    fresh = [path for path in flatten(abstract) if path not in leaves]
+    # XLA drops the initialisers of all that is not asked for.
+    leaves |= jax.jit(lambda r: {path: leaf for path, leaf in flatten(init(model, r)).items() if path in fresh})(rng)
+    return unflatten(leaves)
+
+
+def rows_of(family: Family, room: Room, config: ModelConfig) -> Sequence[Row]:
+    """The table of one room of a joined model, or of a whole one."""
+    return family.table(config.vision if room == "vision" else config)
+
+
+def init_tower(tower: Tower, rng: Array) -> Params:
+    """Fresh float32 parameters of a vision tower alone, as the room "vision"."""
+    size = tower.config.image_size
+    module = replace(tower, attention="xla").module
+    return {"vision": module.init(rng, jax.numpy.zeros((1, 1, size, size, 3), jax.numpy.uint8))["params"]}
+
+
+def _grown(config: ModelConfig, tokenizer: Any) -> ModelConfig:
+    """With room for tokens that the tokenizer has and the checkpoint's table has not."""
+    text = config.text_embedding
+    if tokenizer is None or tokenizer.vocab_size <= text.vocab_size:
+        return config
+    return replace(config, text_embedding=replace(text, vocab_size=tokenizer.vocab_size))
+
+
+def _tell(report: Report) -> None:
+    if report.surplus or report.grown:
+        print(report, file=sys.stderr)
+
+
+def directories(checkpoints: Mapping[Room, str]) -> dict[Room, Path]:
+    """Where the files of named checkpoints are."""
+    return {room: find_checkpoint(name) for room, name in checkpoints.items()}

@@ -1,0 +1,59 @@
+"""Where a model's rooms came from: the small files of their checkpoints, kept so that export can write them again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Room = Literal["model", "decoder", "encoder", "vision"]
+
+# Weights apart, what transformers writes beside a model, its tokenizer and its image processor.
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """rooms: by the config's key that named a checkpoint ("model" for a whole one): file name -> content."""
+
+    rooms: Mapping[Room, Mapping[str, bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directories: Mapping[Room, Path]) -> "Origin":
+        """Of checkpoints' directories; a checkpoint that is a single file of weights has no more to keep."""
+        return cls({room: _files(path) for room, path in directories.items()})
+
+    @classmethod
+    def load(cls, directory: Path) -> "Origin":
+        """The inverse of `save`; empty where there is nothing."""
+        rooms = sorted(path for path in directory.glob("*") if path.is_dir())
+        return cls({path.name: _files(path) for path in rooms})
+
+    def save(self, directory: Path) -> None:
+        for room, files in self.rooms.items():
+            (directory / room).mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (directory / room / name).write_bytes(content)
+
+    def config(self, room: Room) -> dict[str, Any]:
+        """Their config.json."""
+        return json.loads(self.rooms[room]["config.json"])
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}

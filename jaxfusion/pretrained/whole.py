@@ -1,0 +1,65 @@
+"""What whole visual language models' families have in common: the parts of their config.json and of their tables."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from jaxfusion.config.model import ModelConfig
+from jaxfusion.errors import UserError
+from jaxfusion.pretrained import fields, gemma, llama
+from jaxfusion.pretrained.fields import Json
+from jaxfusion.pretrained.table import Row
+
+# Those whose embedding transformers finds under the name that whole models tie their output matrix to.
+LANGUAGES = {family.model_type: family for family in [*llama.FAMILIES, *gemma.FAMILIES]}
+
+# Every whole model but Idefics3 has its tensors under LLaVA's names. Before the headings there are those of files that
+# were saved without the renaming to them, and of files from before towers lost their second heading.
+ALIASES = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.vision_model.", "vision_tower."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("vision_tower.vision_model.", "vision_tower."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
+Part = TypeVar("Part")
+
+
+def read_part(config: Json, field: str, readers: Mapping[str, Callable[[Json], Part]]) -> Part:
+    """What a field of config.json describes, read by its model_type: the first of the readers where it names none.
+
+    Raises UserError for another model_type, and the reader's with the field before its own.
+    """
+    part = config.get(field) or {}
+    model_type = part.get("model_type") or next(iter(readers))
+    if model_type not in readers:
+        fields.refuse(f"{field}.model_type", f"{model_type!r} cannot stand here; known are {', '.join(readers)}")
+    try:
+        return readers[model_type](part)
+    except UserError as error:
+        raise UserError(str(error).replace("config.json: ", f"config.json: {field}.", 1)) from None
+
+
+def read_text(config: Json, *model_types: str) -> ModelConfig:
+    """The language model in `text_config`. model_types: those that may stand there, the usual one first."""
+    return read_part(config, "text_config", {name: LANGUAGES[name].read_config for name in model_types})
+
+
+def with_head(text: ModelConfig, tie_embeddings: bool, logit_softcap: float = 0.0) -> ModelConfig:
+    """With the whole model's output matrix instead of the text model's own.
+
+    Whole models take only the text's layers and, but for PaliGemma, leave its logits as they are.
+    """
+    decoder = replace(text.decoder, tie_embeddings=tie_embeddings, logit_softcap=logit_softcap)
+    return replace(text, decoder=decoder)
+
+
+def text_table(config: ModelConfig, body: str = "language_model.model.", head: str = "language_model.") -> list[Row]:
+    """The language model's tensors. body, head: what stands before the names of its layers and of its output matrix."""
+
+    def renamed(name: str) -> str:
+        return head + name if name.startswith("lm_head.") else body + name.removeprefix("model.")
+
+    return [replace(row, name=renamed(row.name)) for row in llama.decoder_table(config)]

@@ -1,0 +1,43 @@
+"""Which parameters train: a glob says so, and what no glob names is frozen before `grad` sees it."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from flax import traverse_util
+
+from jaxfusion.errors import UserError
+from jaxfusion.models.vlm import Params
+
+
+def split(params: Params, globs: Sequence[str]) -> tuple[Params, Params]:
+    """The parameters that train and those that are frozen, each a nested dict with the other's leaves left out.
+
+    globs: over paths such as "decoder/layers/mlp/up/kernel", as in `config.train.trainable`; "*" takes "/" in too.
+    Leaves may be arrays or shapes. Raises UserError for a glob that fits no path, and where there is none.
+    """
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    for glob in globs:
+        if not any(fnmatchcase(path, glob) for path in leaves):
+            raise UserError(f"config.train.trainable: no parameter fits {glob!r}; {_nearest(glob, leaves)}")
+    trains = {path for path in leaves if any(fnmatchcase(path, glob) for glob in globs)}
+    if not trains:
+        raise UserError("config.train.trainable: nothing would train; name some parameters, such as 'projector/*'")
+    parts = ({path: leaf for path, leaf in leaves.items() if (path in trains) == kept} for kept in (True, False))
+    trainable, frozen = (traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    return trainable, frozen
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """The inverse of `split`."""
+    leaves = traverse_util.flatten_dict(trainable, sep="/") | traverse_util.flatten_dict(frozen, sep="/")
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _nearest(glob: str, paths: Iterable[str]) -> str:
+    """What may have been meant: a parameter, or all that lie under some part of a path."""
+    paths = list(paths)
+    under = {path[:end] + "/*" for path in paths for end, letter in enumerate(path) if letter == "/"}
+    close = difflib.get_close_matches(glob, [*sorted(under), *paths], n=1)
+    rooms = sorted({path.split("/")[0] + "/*" for path in paths})
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(rooms)}"
