@@ -19,9 +19,9 @@ def get_config():
     config.model.decoder.num_layers = 2
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 2000
+    config.train.num_steps = 1600
     config.train.batch_size = 32
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 1e-3
 
     config.evaluate.num_examples = 2000
     config.generate.max_new_tokens = 8

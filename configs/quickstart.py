@@ -18,7 +18,7 @@ def get_config():
     config.model.decoder.num_layers = 2
     config.model.decoder.scan_layers = False  # two layers compile quickly, and run quicker on a CPU
 
-    config.train.num_steps = 2000
+    config.train.num_steps = 1200
     config.train.batch_size = 32
     config.train.learning_rate = 2e-3
     config.train.checkpoint_every = 500

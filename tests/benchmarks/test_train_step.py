@@ -79,7 +79,7 @@ def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(t
     assert not flops["loops"]
     assert result["mfu"] is None  # nobody knows a CPU's peak
     assert result["memory"]["bytes"] > 0
-    assert 2 < result["loss"] < 4  # about ln(20)
+    assert 2 < result["loss"] < 5  # about ln(20), and half the variance of the logits
 
 
 @pytest.mark.parametrize(

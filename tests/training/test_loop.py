@@ -150,7 +150,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys):
     assert "stopped after step 5" in capsys.readouterr().out
 
 
-def test_the_first_signal_waits_and_the_second_acts():
+def test_the_first_signal_waits_and_the_second_acts(request):
+    # A shell starts what it puts in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with stop_signals() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped == [signal.SIGINT]
