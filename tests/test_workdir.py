@@ -9,7 +9,7 @@ from jaxfusion.workdir import (
     check_run,
     held,
     latest_step,
-    load,
+    load_run,
     make_workdir,
     read_workdir_config,
     resolve,
@@ -43,12 +43,12 @@ def test_a_run_may_change_what_does_not_touch_its_parameters(tmp_path):
 
 def test_what_is_missing_or_broken_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent: no such workdir"):
-        load(tmp_path / "absent")
+        load_run(tmp_path / "absent")
     with pytest.raises(UserError, match=r"no run in it \(config\.json is missing\)"):
-        load(tmp_path)
+        load_run(tmp_path)
     (tmp_path / CONFIG).write_text('{\n"model": }')
     with pytest.raises(UserError, match=r"config\.json:2: not JSON"):
-        load(tmp_path)
+        load_run(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run: cannot write there"):
         make_workdir(tmp_path / "file" / "run")

@@ -87,6 +87,8 @@ def _same(config: Any, expressed: Any, room: str, files: dict[str, bytes]) -> Pl
     theirs = json.loads(files["config.json"])
     if isinstance(config, ModelConfig):
         theirs = _with_vocabulary(theirs, config.text_embedding.vocab_size)
+    if room == "vision" and "siglip" in theirs["model_type"]:
+        theirs |= {"vision_use_head": False}  # the pooling head is not read
     family = FAMILIES[theirs["model_type"]]
     _check_same(family.read_config(theirs), expressed, theirs["model_type"])
     return Plan(theirs, family.table(config), {n: c for n, c in files.items() if n != "config.json"})
@@ -171,7 +173,7 @@ def _stripped(config: Any) -> Any:
             decoder=_stripped(config.decoder),
         )
     # Mean and deviation of pixels stand in the image processor's file.
-    names = {"scan_layers": True, "dropout": 0.0, "mean": (), "std": ()}
+    names = {"scan_layers": True, "dropout": 0.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     return replace(config, **{k: v for k, v in names.items() if hasattr(config, k)}) if config is not None else None
 
 
