@@ -27,8 +27,9 @@ from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
-from jaxfusion.pretrained.checkpoint import find_checkpoint
-from jaxfusion.pretrained.load import directories, read_rooms
+from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
+from jaxfusion.pretrained.families import FAMILIES
+from jaxfusion.pretrained.load import directories, open_family_tokenizer, read_rooms
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
@@ -103,12 +104,13 @@ def _named(config: Config) -> dict[str, str]:
 
 def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     """That of the text model's checkpoint; trained on the data where there is none."""
-    from jaxfusion.text.pretrained import load_tokenizer
-    
+
     named = _named(config)
     for room in ("model", "decoder", "encoder"):
         if room in named:
-            if tokenizer := load_tokenizer(find_checkpoint(named[room]), config.model):
+            checkpoint = open_checkpoint(named[room])
+            family = family_of(checkpoint, FAMILIES)
+            if tokenizer := open_family_tokenizer(checkpoint.path, family, config.model):
                 return tokenizer
             raise UserError(f"{named[room]}: it holds no tokenizer; copy its tokenizer.json there")
     return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)

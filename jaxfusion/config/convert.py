@@ -148,15 +148,15 @@ def read_config(
 def override(config: Any, texts: Mapping[str, str], expand: Callable[[dict], dict] = lambda values: values) -> Config:
     """The config (or the dict of one) with values from the command line put over it, by dotted names."""
     values = to_dict(config)
-    # Rooms first: a checkpoint in place of the config's is named before that one would be looked for, and the settings
-    # inside a room are those of the one that stays.
-    rooms = {name: text for name, text in texts.items() if name.count(".") < 2}
-    for name, text in rooms.items():
-        _override(values, name, text)
+    model = values.get("model")
+    for room in PRESETS:  # a checkpoint that is about to be replaced is not looked for
+        given = isinstance(model, dict) and model.get(room)
+        if isinstance(given, str) and given not in PRESETS[room] and f"model.{room}" in texts:
+            model[room] = texts[f"model.{room}"]
     values = expand(values)
     for name, text in texts.items():
-        if name not in rooms:
-            _override(values, name, text)
+        _override(values, name, text)
+        values = expand(values)  # so that the next can change a setting of a checkpoint that this one has named
     return from_dict(Config, values)
 
 

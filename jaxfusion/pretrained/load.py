@@ -19,6 +19,7 @@ from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.origin import Origin, Room
 from jaxfusion.pretrained.stream import Report, read_params
 from jaxfusion.pretrained.table import Row, flatten, unflatten
+from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.workdir import is_run, load_run
 
 
@@ -34,7 +35,6 @@ def load(
     Raises UserError, before any weight is read, for whatever is missing, broken or unknown.
     """
     from jaxfusion.pretrained.pixels import read_pixels
-    from jaxfusion.text.pretrained import load_tokenizer
 
     if is_run(Path(source)):
         model, params = load_run(source)
@@ -53,7 +53,7 @@ def load(
         config = pixels.fit(config)
     origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
     if isinstance(config, ModelConfig):
-        tokenizer = load_tokenizer(checkpoint.path, config)
+        tokenizer = open_family_tokenizer(checkpoint.path, family, config)
         model = build(_grown(replace(config, dtype=dtype), tokenizer), tokenizer)
         model = replace(model, origin=origin, pixels=pixels)
         abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
@@ -85,6 +85,17 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype:
     # XLA drops the initialisers of all that is not asked for.
     leaves |= jax.jit(lambda r: {path: leaf for path, leaf in flatten(init(model, r)).items() if path in fresh})(rng)
     return unflatten(leaves)
+
+
+def open_family_tokenizer(path: Path, family: Family, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer beside a checkpoint, which lays out images and conversations as its family does; None: there is
+    none."""
+    from jaxfusion.text.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(path, config, image=family.image)
+    if tokenizer is not None and tokenizer.chat_template is None and family.chat_template:
+        tokenizer = load_tokenizer(path, config, image=family.image, chat_template=family.chat_template)
+    return tokenizer
 
 
 def rows_of(family: Family, room: Room, config: ModelConfig) -> Sequence[Row]:

@@ -13,8 +13,8 @@ from jaxfusion.pretrained.table import Row
 # Those whose embedding transformers finds under the name that whole models tie their output matrix to.
 LANGUAGES = {family.model_type: family for family in [*llama.FAMILIES, *gemma.FAMILIES]}
 
-# Every whole model but Idefics3 has its tensors under LLaVA's names. Before the headings there are those of files that
-# were saved without the renaming to them, and of files from before towers lost their second heading.
+# Every whole model but Idefics3 has its tensors under LLaVA's names. Some files have them under the modules' own names,
+# which begin with "model."; older ones have a "vision_model." in the tower's.
 ALIASES = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.vision_model.", "vision_tower."),

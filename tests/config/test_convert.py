@@ -187,7 +187,11 @@ def test_a_file_that_gives_no_config(tmp_path, content, reason):
     "name, text, reason",
     [
         ("train.num_step", "3", "there is no such setting; did you mean 'num_steps'?"),
-        ("zzz", "3", "there is no such setting; choose from model, data, train, parallel, evaluate, generate, serve"),
+        (
+            "zzz",
+            "3",
+            "there is no such setting; choose from model, pretrained, data, train, parallel, evaluate, generate, serve",
+        ),
         ("train.kind", "3", "there is no such setting; choose from num_steps, "),
         ("model.decoder.zzz", "3", "'transformer' has no such setting; choose from num_layers, "),
         ("model.encoder.num_layers", "3", "config.model.encoder is None and has no settings; choose another value"),
