@@ -54,6 +54,9 @@ from jaxfusion.workdir import (
 # What a decoder other than a language model may be trained for.
 SPECIALIST = {"fill": "tokens", "classify": "class"}
 
+# A held-out picture, to try a trained model on.
+EXAMPLE = "example.png"
+
 # The tokenizer learns from this many records; more change nothing about the words of a data set.
 TOKENIZER_RECORDS = 5000
 
@@ -214,10 +217,13 @@ def _texts(config: Config, dataset: Dataset) -> Iterator[str]:
 
 
 def _write_predictions(path: Path, result: Evaluation) -> None:
+    example = path.with_name(EXAMPLE)
     with path.open("w", encoding="utf-8") as file:
         for sample, prediction in zip(result.samples, result.predictions, strict=True):
             pictures = [np.asarray(image.value) for image in sample.messages[0].images]
             shown = pictures[0] if pictures and pictures[0].ndim == 3 else None
+            if shown is not None and not example.exists():
+                example.write_bytes(encode_png(shown))
             row: dict[str, Any] = {
                 "id": sample.id,
                 "image": None if shown is None else base64.b64encode(encode_png(shown)).decode(),

@@ -106,7 +106,7 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
         ("--config.data.row_length=16", "config.data.row_length: "),
         ("--config.data.row_length=100", "config.data.row_length: 100 is more than"),
         ("--config.model.vision=lookup", "config.data.test_split: a lookup table knows"),
-        ("--config.train.batch_size=0", "config.train.batch_size: 0 rows"),
+        ("--config.train.batch_size=0", "config.train.batch_size: 0 is too small; use 1 or more"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),
     ],
 )

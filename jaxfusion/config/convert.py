@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxfusion.config.presets import PRESETS
+from jaxfusion.config.ranges import check_ranges
 from jaxfusion.config.run import Config
 from jaxfusion.errors import UserError
 
@@ -157,7 +158,9 @@ def override(config: Any, texts: Mapping[str, str], expand: Callable[[dict], dic
     for name, text in texts.items():
         _override(values, name, text)
         values = expand(values)  # so that the next can change a setting of a checkpoint that this one has named
-    return from_dict(Config, values)
+    checked = from_dict(Config, values)
+    check_ranges(checked)
+    return checked
 
 
 def _where(path: Path, error: Exception) -> str:

@@ -44,6 +44,12 @@ def open_dataset(config: DataConfig) -> Dataset:
             near = difflib.get_close_matches(config.name, builtin.BUILTIN, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"built in are {', '.join(builtin.BUILTIN)}"
             raise UserError(f"config.data.name: there is no data set {config.name!r}; {hint}") from None
+        except ImportError as error:  # some of TFDS's own builders are written with TensorFlow
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"config.data.name: TFDS cannot describe {config.name} here ({reason}); "
+                "prepare it where TensorFlow is installed, and give the prepared directory as config.data.data_dir"
+            ) from error
         if not builder.data_path.exists():
             raise UserError(
                 f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name}"

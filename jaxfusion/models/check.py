@@ -33,6 +33,8 @@ def check(config: ModelConfig) -> None:
         _refuse(
             "text_embedding.vocab_size", "the vocabulary has no size yet; set it, or let training take it from the data"
         )
+    if config.vision is not None and isinstance(config.projector, PixelShuffleProjectorConfig):
+        _positive("projector.factor", config.projector.factor)
     _positive("width", config.width)
     for name in ("encoder", "decoder"):
         if isinstance(getattr(config, name), TransformerConfig):
@@ -54,6 +56,8 @@ def check(config: ModelConfig) -> None:
 def _check_transformer(name: str, stack: TransformerConfig, config: ModelConfig) -> None:
     _positive(f"{name}.num_layers", stack.num_layers)
     _positive(f"{name}.num_heads", stack.num_heads)
+    if not 0 <= stack.dropout < 1:
+        _refuse(f"{name}.dropout", f"{stack.dropout} is no share that can be dropped; use 0 or more, and less than 1")
     if not stack.head_dim:
         _divides(f"{name}.num_heads", stack.num_heads, config.width, "the model's width")
     if stack.num_kv_heads:

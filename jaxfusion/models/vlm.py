@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.batch import Batch
-from jaxfusion.config import Config
+from jaxfusion.config import Config, from_dict
 from jaxfusion.config.model import (
     AddFusionConfig,
     BiLSTMEncoderConfig,
@@ -39,6 +39,8 @@ from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
 from jaxfusion.models.vision import make_vision
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from jaxfusion.pretrained.origin import Origin
     from jaxfusion.text.tokenizer import Tokenizer
 
@@ -200,8 +202,13 @@ class Model:
         return VisualLanguageModel(self.config)
 
 
-def build(config: ModelConfig | Config, tokenizer: "Tokenizer | None" = None) -> Model:
-    """The model that a config describes. Raises UserError where its parts do not fit together."""
+def build(config: "ModelConfig | Config | ConfigDict", tokenizer: "Tokenizer | None" = None) -> Model:
+    """The model that a config describes: a typed one, or what a config file returns.
+
+    Raises UserError where its parts do not fit together.
+    """
+    if not isinstance(config, ModelConfig | Config):
+        config = from_dict(Config, config)
     config = config.model if isinstance(config, Config) else config
     check(config)
     return Model(config, tokenizer)
