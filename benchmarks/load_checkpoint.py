@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import jaxfusion
-from benchmarks.train_step import _Parser, _positive, _show, environment
+from benchmarks.command_line import Parser, environment, positive, show
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build, init
 from jaxfusion.pretrained.families import FAMILIES
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command = shlex.join(["python", "-m", "benchmarks.load_checkpoint", *argv])
     result = {"command": command, "environment": _environment(), **result}
-    _show(result)
+    show(result)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -196,17 +196,17 @@ def _peak_bytes() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.load_checkpoint",
         description="Time loading a generated checkpoint, by JaxFusion and by transformers, on the CPU.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--size", type=_positive, default=1000, metavar="MB", help="of the files (default: 1000)")
+    parser.add_argument("--size", type=positive, default=1000, metavar="MB", help="of the files (default: 1000)")
     parser.add_argument("--stored", choices=DTYPES, default="bfloat16", help="the files' dtype (default: bfloat16)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to load it in (default: float32)")
-    parser.add_argument("--rounds", type=_positive, default=5, metavar="N", help="of each loader (default: 5)")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="of each loader (default: 5)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for the files (default: the system's temporary)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
     return parser

@@ -6,21 +6,19 @@ python -m benchmarks.train_step --preset quickstart
 import argparse
 import contextlib
 import json
-import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.command_line import Parser, environment, positive, show
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.synthetic import synthetic_batch
 from jaxfusion.batch import Batch
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse("--batch-size: the device's memory is too small for this step; use fewer rows")
     command = shlex.join(["python", "-m", "benchmarks.train_step", *argv])
     result = {"command": command, "preset": args.preset, "environment": environment(), **result}
-    _show(result)
+    show(result)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -241,13 +239,8 @@ def fused_attention_fits(preset: Preset) -> bool:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.train_step",
         description="Time the training step of a preset on synthetic data, or plan it for a GPU that is not there.",
         epilog=EPILOG,
@@ -256,22 +249,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", choices=PRESETS, required=True, help="a model and its batches; listed below")
     parser.add_argument("--strategy", choices=("mesh", "pmap"), default="mesh", help="default: mesh")
-    parser.add_argument("--steps", type=_positive, default=20, metavar="N", help="steps to time (default: 20)")
-    parser.add_argument("--batch-size", type=_positive, metavar="B", help="rows a step, over all devices")
+    parser.add_argument("--steps", type=positive, default=20, metavar="N", help="steps to time (default: 20)")
+    parser.add_argument("--batch-size", type=positive, metavar="B", help="rows a step, over all devices")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--attention", choices=("auto", "xla", "cudnn"), default="auto", help="kernel (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of the timed steps for XProf to DIR")
     parser.add_argument("--plan", choices=TARGETS, help="compile for this GPU, run nothing; needs no GPU")
-    parser.add_argument("--devices", type=_positive, default=1, metavar="N", help="GPUs to plan for (default: 1)")
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs to plan for (default: 1)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 def _preset(args: argparse.Namespace) -> Preset:
@@ -279,46 +265,6 @@ def _preset(args: argparse.Namespace) -> Preset:
     dtype = args.dtype or preset.model.dtype
     model = replace(preset.model, dtype=dtype, attention=args.attention)
     return replace(preset, model=model, batch_size=args.batch_size or preset.batch_size)
-
-
-def environment() -> dict[str, Any]:
-    """The hardware and software that a result belongs to."""
-    devices = jax.local_devices()
-    return {
-        "device": devices[0].device_kind,
-        "platform": devices[0].platform,
-        "devices": len(devices),
-        "host_cpu": _cpu_name(),
-        "host_cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        },
-    }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _show(result: dict[str, Any], indent: str = "") -> None:
-    """A line a value; a dict is a heading and indented lines."""
-    for name, value in result.items():
-        label = f"{indent}{name}"
-        if isinstance(value, dict):
-            print(label)
-            _show(value, indent + "  ")
-        elif isinstance(value, float):
-            print(f"{label:<38}  {value:.5g}")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            print(f"{label:<38}  {value:,}")
-        else:
-            print(f"{label:<38}  {'unknown' if value is None else value}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.load import directories, open_family_tokenizer, read_rooms
+from jaxfusion.pretrained.load import open_family_tokenizer, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
@@ -84,10 +84,12 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
         tokenizer = open_tokenizer(workdir)
     else:
         tokenizer = _new_tokenizer(config, dataset)
-        config = _with_room_for(config, tokenizer)
-        make_workdir(workdir)
-        Origin.read(directories(_named(config))).save(workdir / PRETRAINED)
+        if _text_checkpoint(config):
+            config = replace(config, model=with_room_for(tokenizer, config.model))
+        Origin.read(_named(config)).save(workdir / PRETRAINED)
     config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
+    _check_split(config)
+    model = open_model(config, workdir, tokenizer)
     _check_task(config)
     context = config.model.text_embedding.max_positions
     if config.data.row_length > context:
@@ -95,7 +97,6 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
             f"config.data.row_length: {config.data.row_length} is more than the model's context of {context}; lower it "
             "or raise config.model.text_embedding.max_positions"
         )
-    model = open_model(config, workdir, tokenizer)
     reader = Reader(config.data, config.model, dataset.labels, model.pixels)
     return Experiment(config, model, dataset, reader, workdir)
 
@@ -105,27 +106,21 @@ def _named(config: Config) -> dict[str, str]:
     return {room: name for room, name in vars(config.pretrained).items() if name}
 
 
+def _text_checkpoint(config: Config) -> str:
+    """The checkpoint that the run's text embedding comes from; "" where there is none."""
+    return config.pretrained.model or config.pretrained.decoder or config.pretrained.encoder
+
+
 def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     """That of the text model's checkpoint; trained on the data where there is none."""
-
-    named = _named(config)
-    for room in ("model", "decoder", "encoder"):
-        if room in named:
-            checkpoint = open_checkpoint(named[room])
-            family = family_of(checkpoint, FAMILIES)
-            if tokenizer := open_family_tokenizer(checkpoint.path, family, config.model):
-                return tokenizer
-            raise UserError(f"{named[room]}: it holds no tokenizer; copy its tokenizer.json there")
-    return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
-
-
-def _with_room_for(config: Config, tokenizer: Tokenizer) -> Config:
-    """A pretrained vocabulary grows by the tokens that are new in the tokenizer, such as one for images."""
-    text = config.model.text_embedding
-    if not any(room in _named(config) for room in ("model", "decoder", "encoder")):
-        return config
-    text = replace(text, vocab_size=max(text.vocab_size, tokenizer.vocab_size))
-    return replace(config, model=replace(config.model, text_embedding=text))
+    name = _text_checkpoint(config)
+    if not name:
+        return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
+    checkpoint = open_checkpoint(name)
+    tokenizer = open_family_tokenizer(checkpoint.path, family_of(checkpoint, FAMILIES), config.model)
+    if tokenizer is None:
+        raise UserError(f"{name}: it holds no tokenizer; copy its tokenizer.json there")
+    return tokenizer
 
 
 def _check_task(config: Config) -> None:
@@ -134,13 +129,15 @@ def _check_task(config: Config) -> None:
     if predict != "next" and predict != SPECIALIST.get(task):
         kind = config.model.decoder.kind
         raise UserError(f"config.model.decoder: a {kind} cannot learn the task {task!r}; use a transformer")
+
+
+def _check_split(config: Config) -> None:
+    """Raises UserError where the held-out images would be none that the model can know."""
     if isinstance(config.model.vision, LookupConfig) and config.data.test_split != config.data.train_split:
         raise UserError(
             "config.data.test_split: a lookup table knows the images of the train split alone; "
             f"set it to {config.data.train_split!r}"
         )
-    if config.evaluate.num_examples < 0 or config.evaluate.batch_size < 1:
-        raise UserError("config.evaluate: num_examples is 0 (all) or more, and batch_size 1 or more; change them")
 
 
 def train_run(config: Config, workdir: Path) -> dict[str, float]:

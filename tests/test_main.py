@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxfusion import load
+from jaxfusion.data.images import read_image
 from jaxfusion.main import main
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,6 +66,7 @@ def test_a_run_leaves_its_evaluation_predictions_and_report(run):
     assert len(predictions) == 6
     right = np.mean([row["prediction"] == row["reference"] for row in predictions])
     assert record["metrics"]["caption_exact_match"] == pytest.approx(right)
+    assert read_image(workdir / "example.png").shape == (48, 48, 3)
     assert (workdir / "report.html").read_text().count("data:image/png;base64,") >= 6
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 4
@@ -106,6 +108,9 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
         ("--config.data.row_length=16", "config.data.row_length: "),
         ("--config.data.row_length=100", "config.data.row_length: 100 is more than"),
         ("--config.model.vision=lookup", "config.data.test_split: a lookup table knows"),
+        ("--config.data.name=coco", "config.data.name: TFDS cannot describe coco here"),
+        ("--config.model.decoder.dropout=1.5", "config.model.decoder.dropout: 1.5 is no share"),
+        ("--config.model.projector.factor=0", "config.model.projector.factor: "),
         ("--config.train.batch_size=0", "config.train.batch_size: 0 is too small; use 1 or more"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),
     ],

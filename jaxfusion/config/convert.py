@@ -149,18 +149,28 @@ def read_config(
 def override(config: Any, texts: Mapping[str, str], expand: Callable[[dict], dict] = lambda values: values) -> Config:
     """The config (or the dict of one) with values from the command line put over it, by dotted names."""
     values = to_dict(config)
-    model = values.get("model")
-    for room in PRESETS:  # a checkpoint that is about to be replaced is not looked for
-        given = isinstance(model, dict) and model.get(room)
-        if isinstance(given, str) and given not in PRESETS[room] and f"model.{room}" in texts:
-            model[room] = texts[f"model.{room}"]
-    values = expand(values)
+    values = expand(_without_replaced_checkpoints(values, texts))
     for name, text in texts.items():
         _override(values, name, text)
         values = expand(values)  # so that the next can change a setting of a checkpoint that this one has named
     checked = from_dict(Config, values)
     check_ranges(checked)
     return checked
+
+
+def _without_replaced_checkpoints(values: dict[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """With the command line's checkpoints in place of the config's, which then are not looked for."""
+    if "model" in texts:
+        return values | {"model": texts["model"]}
+    model = values.get("model")
+    if not isinstance(model, dict):
+        return values
+    replaced = {
+        room: texts[f"model.{room}"]
+        for room, given in model.items()
+        if f"model.{room}" in texts and isinstance(given, str) and given not in PRESETS.get(room, {})
+    }
+    return values | {"model": model | replaced}
 
 
 def _where(path: Path, error: Exception) -> str:

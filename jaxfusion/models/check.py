@@ -33,8 +33,8 @@ def check(config: ModelConfig) -> None:
         _refuse(
             "text_embedding.vocab_size", "the vocabulary has no size yet; set it, or let training take it from the data"
         )
-    if config.vision is not None and isinstance(config.projector, PixelShuffleProjectorConfig):
-        _positive("projector.factor", config.projector.factor)
+    if config.vision is not None and isinstance(config.projector, PixelShuffleProjectorConfig | PoolProjectorConfig):
+        _positive("projector.factor", config.projector.factor)  # first: how many tokens an image takes depends on it
     _positive("width", config.width)
     for name in ("encoder", "decoder"):
         if isinstance(getattr(config, name), TransformerConfig):

@@ -1,7 +1,7 @@
 """Out again: directories that transformers loads with `from_pretrained`, and servers built on it serve."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from jaxfusion.config.model import (
     ModelConfig,
     PlaceFusionConfig,
     TransformerDecoderConfig,
+    Vision,
     ViTConfig,
 )
 from jaxfusion.errors import UserError
@@ -66,13 +67,11 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
 
 def plan(model: Model | Tower) -> Plan:
     """The architecture that a model is written in. Raises UserError where there is none."""
-    rooms = dict(model.origin.rooms) if model.origin else {}
+    rooms = model.origin.rooms if model.origin else {}
     if isinstance(model, Tower):
-        return _same(model.config, model.config, "vision", rooms["vision"])
-    if set(rooms) == {"model"}:
-        return _same(model.config, model.config, "model", rooms["model"])
-    if set(rooms) == {"decoder"} and model.config.vision is None:
-        return _same(model.config, model.config, "decoder", rooms["decoder"])
+        return _same(model.config, rooms["vision"])
+    if set(rooms) == {"model"} or (set(rooms) == {"decoder"} and model.config.vision is None):
+        return _same(model.config, *rooms.values())
     if set(rooms) == {"decoder", "vision"}:
         return _llava(model, rooms)
     raise UserError(
@@ -82,19 +81,17 @@ def plan(model: Model | Tower) -> Plan:
     )
 
 
-def _same(config: Any, expressed: Any, room: str, files: dict[str, bytes]) -> Plan:
+def _same(config: ModelConfig | Vision, files: Mapping[str, bytes]) -> Plan:
     """The checkpoint's own architecture, in which only the vocabulary may have grown."""
-    theirs = json.loads(files["config.json"])
+    theirs = _without_pooling_head(json.loads(files["config.json"]))
     if isinstance(config, ModelConfig):
         theirs = _with_vocabulary(theirs, config.text_embedding.vocab_size)
-    if room == "vision" and "siglip" in theirs["model_type"]:
-        theirs |= {"vision_use_head": False}  # the pooling head is not read
     family = FAMILIES[theirs["model_type"]]
-    _check_same(family.read_config(theirs), expressed, theirs["model_type"])
+    _check_same(family.read_config(theirs), config, theirs["model_type"])
     return Plan(theirs, family.table(config), {n: c for n, c in files.items() if n != "config.json"})
 
 
-def _llava(model: Model, rooms: dict[str, dict[str, bytes]]) -> Plan:
+def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
     config = model.config
     _check_llava(config)
     text, vision = (json.loads(rooms[room]["config.json"]) for room in ("decoder", "vision"))
@@ -103,8 +100,7 @@ def _llava(model: Model, rooms: dict[str, dict[str, bytes]]) -> Plan:
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "text_config": text,
-        # SigLIP's pooling head is nothing that LLaVA reads, or that was trained.
-        "vision_config": vision.get("vision_config", vision) | {"vision_use_head": False},
+        "vision_config": _without_pooling_head(vision.get("vision_config", vision)),
         "image_token_index": model.tokenizer.image_id,
         "image_seq_length": config.tokens_per_image,
         "multimodal_projector_bias": True,
@@ -189,6 +185,15 @@ def _with_vocabulary(theirs: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     if "text_config" in theirs:
         return theirs | {"text_config": theirs["text_config"] | {"vocab_size": vocab_size}}
     return theirs | {"vocab_size": vocab_size}
+
+
+def _without_pooling_head(theirs: dict[str, Any]) -> dict[str, Any]:
+    """SigLIP's, which nothing here reads: transformers would look for its weights, and make up those it misses."""
+    if theirs.get("model_type") == "siglip_vision_model":
+        return theirs | {"vision_use_head": False}
+    if "vision_config" in theirs:
+        return theirs | {"vision_config": _without_pooling_head(theirs["vision_config"])}
+    return theirs
 
 
 def _with_dtype(theirs: dict[str, Any], dtype: str) -> dict[str, Any]:

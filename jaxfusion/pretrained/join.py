@@ -12,7 +12,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.pretrained.checkpoint import Checkpoint, family_of, find_checkpoint, read_json
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
-from jaxfusion.pretrained.pixels import read_pixels
+from jaxfusion.pretrained.pixels import fit, read_pixels
 
 ROOMS = ("vision", "encoder", "decoder")
 
@@ -45,8 +45,7 @@ def is_checkpoint(name: str, room: str) -> bool:
 def _room(name: str, room: str) -> dict[str, Any]:
     found = _read(name, room)
     if room == "vision":
-        pixels = read_pixels(find_checkpoint(name))
-        return {"vision": to_dict(_for_projector(pixels.fit(found) if pixels else found))}
+        return {"vision": to_dict(_for_projector(found))}
     taken = to_dict(replace(found, dtype="float32"))
     return {key: taken[key] for key in ("width", "text_embedding", room)}
 
@@ -68,7 +67,8 @@ def _read(name: str, room: str) -> ModelConfig | Vision:
     config = read_json(path / "config.json")
     family = family_of(Checkpoint(path, config, {}), FAMILIES)
     _check_kind(family, room, name)
-    return family.read_config(config)
+    found = family.read_config(config)
+    return fit(found, read_pixels(path)) if family.room in ("vision", "whole") else found
 
 
 def _check_kind(family: Family, room: str, name: str) -> None:

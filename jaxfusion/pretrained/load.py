@@ -1,7 +1,7 @@
 """Checkpoints to models: a whole one, a single tower, or the rooms of a joined model."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,12 @@ from jaxtyping import Array
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params, build, init
-from jaxfusion.pretrained.checkpoint import family_of, find_checkpoint, open_checkpoint
+from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.origin import Origin, Room
 from jaxfusion.pretrained.stream import Report, read_params
-from jaxfusion.pretrained.table import Row, flatten, unflatten
+from jaxfusion.pretrained.table import flatten, unflatten
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.workdir import is_run, load_run
 
@@ -34,7 +34,7 @@ def load(
     shardings: of the parameters, a tree as they are or one for all; None puts them on the default device.
     Raises UserError, before any weight is read, for whatever is missing, broken or unknown.
     """
-    from jaxfusion.pretrained.pixels import read_pixels
+    from jaxfusion.pretrained.pixels import fit, read_pixels
 
     if is_run(Path(source)):
         model, params = load_run(source)
@@ -43,18 +43,12 @@ def load(
         return model, params if shardings is None else jax.device_put(params, shardings)
     checkpoint = open_checkpoint(source)
     family = family_of(checkpoint, FAMILIES)
-    config = family.read_config(checkpoint.config)
-    pixels = None
-    if family.room == "vision" or (family.room == "whole" and config.vision is not None):
-        pixels = read_pixels(checkpoint.path)
-    if pixels and isinstance(config, ModelConfig):
-        config = replace(config, vision=pixels.fit(config.vision))
-    elif pixels:
-        config = pixels.fit(config)
+    pixels = read_pixels(checkpoint.path) if family.room in ("vision", "whole") else None
+    config = fit(family.read_config(checkpoint.config), pixels)
     origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
     if isinstance(config, ModelConfig):
         tokenizer = open_family_tokenizer(checkpoint.path, family, config)
-        model = build(_grown(replace(config, dtype=dtype), tokenizer), tokenizer)
+        model = build(with_room_for(tokenizer, replace(config, dtype=dtype)), tokenizer)
         model = replace(model, origin=origin, pixels=pixels)
         abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
     else:
@@ -77,7 +71,7 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype:
     for room, name in checkpoints.items():
         checkpoint = open_checkpoint(name)
         family = family_of(checkpoint, FAMILIES)
-        rows = rows_of(family, room, model.config)
+        rows = family.table(model.config.vision if room == "vision" else model.config)
         params, report = read_params(checkpoint, rows, abstract, dtype, ignored=family.ignored, aliases=family.aliases)
         _tell(report)
         leaves |= flatten(params)
@@ -98,11 +92,6 @@ def open_family_tokenizer(path: Path, family: Family, config: ModelConfig) -> To
     return tokenizer
 
 
-def rows_of(family: Family, room: Room, config: ModelConfig) -> Sequence[Row]:
-    """The table of one room of a joined model, or of a whole one."""
-    return family.table(config.vision if room == "vision" else config)
-
-
 def init_tower(tower: Tower, rng: Array) -> Params:
     """Fresh float32 parameters of a vision tower alone, as the room "vision"."""
     size = tower.config.image_size
@@ -110,8 +99,8 @@ def init_tower(tower: Tower, rng: Array) -> Params:
     return {"vision": module.init(rng, jax.numpy.zeros((1, 1, size, size, 3), jax.numpy.uint8))["params"]}
 
 
-def _grown(config: ModelConfig, tokenizer: Any) -> ModelConfig:
-    """With room for tokens that the tokenizer has and the checkpoint's table has not."""
+def with_room_for(tokenizer: Tokenizer | None, config: ModelConfig) -> ModelConfig:
+    """With room for tokens that the tokenizer has and the checkpoint's table has not, such as one for images."""
     text = config.text_embedding
     if tokenizer is None or tokenizer.vocab_size <= text.vocab_size:
         return config
@@ -121,8 +110,3 @@ def _grown(config: ModelConfig, tokenizer: Any) -> ModelConfig:
 def _tell(report: Report) -> None:
     if report.surplus or report.grown:
         print(report, file=sys.stderr)
-
-
-def directories(checkpoints: Mapping[Room, str]) -> dict[Room, Path]:
-    """Where the files of named checkpoints are."""
-    return {room: find_checkpoint(name) for room, name in checkpoints.items()}

@@ -1,10 +1,11 @@
 """Where a model's rooms came from: the small files of their checkpoints, kept so that export can write them again."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from jaxfusion.pretrained.checkpoint import find_checkpoint
 
 Room = Literal["model", "decoder", "encoder", "vision"]
 
@@ -34,9 +35,9 @@ class Origin:
     rooms: Mapping[Room, Mapping[str, bytes]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, directories: Mapping[Room, Path]) -> "Origin":
-        """Of checkpoints' directories; a checkpoint that is a single file of weights has no more to keep."""
-        return cls({room: _files(path) for room, path in directories.items()})
+    def read(cls, checkpoints: Mapping[Room, str | Path]) -> "Origin":
+        """Of directories or hub ids; a checkpoint that is a single file of weights has no more to keep."""
+        return cls({room: _files(find_checkpoint(source)) for room, source in checkpoints.items()})
 
     @classmethod
     def load(cls, directory: Path) -> "Origin":
@@ -49,10 +50,6 @@ class Origin:
             (directory / room).mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
                 (directory / room / name).write_bytes(content)
-
-    def config(self, room: Room) -> dict[str, Any]:
-        """Their config.json."""
-        return json.loads(self.rooms[room]["config.json"])
 
 
 def _files(directory: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxfusion.config.model import ResNetConfig, VGGConfig, ViTConfig
+from jaxfusion.config.model import ModelConfig, ResNetConfig, VGGConfig, Vision, ViTConfig
 from jaxfusion.errors import UserError
 from jaxfusion.pretrained.checkpoint import read_json
 
@@ -68,15 +68,27 @@ def read_pixels(path: Path) -> Pixels | None:
     except Exception as error:  # of many kinds, as transformers finds what it cannot use
         said = f"{settings.get('image_processor_type')} does not load ({_first_sentence(error)})"
         _refuse(file, f"image_processor_type: {said}", "use a checkpoint whose image processor is transformers' own")
+    if hasattr(processor, "do_image_splitting"):
+        processor.do_image_splitting = False  # one tile an image (Idefics3, SmolVLM)
     size = _side(file, processor)
     mean, std = _normalisation(file, processor)
     return Pixels(size, mean, std, processor)
 
 
+def fit(config: ModelConfig | Vision, pixels: Pixels | None) -> ModelConfig | Vision:
+    """A checkpoint's config, of a tower or of a whole model, for the pictures that its image processor makes."""
+    if pixels is None:
+        return config
+    if isinstance(config, ModelConfig):
+        return config if config.vision is None else replace(config, vision=pixels.fit(config.vision))
+    return pixels.fit(config)
+
+
 def _run(processor: Any, image: Image.Image | np.ndarray) -> list[np.ndarray]:
     if isinstance(image, np.ndarray):  # an array could be channels first, if it is small or narrow
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    return processor(image, do_convert_rgb=True, do_rescale=False, do_normalize=False)["pixel_values"]
+    images = processor(image, do_convert_rgb=True, do_rescale=False, do_normalize=False)["pixel_values"]
+    return images[0] if np.ndim(images[0]) == 4 else images  # some give a list of images for each text
 
 
 def _side(file: Path, processor: Any) -> int:

@@ -1,4 +1,7 @@
-"""Writing safetensors files, one tensor at a time, as transformers reads them."""
+"""Writing safetensors files, one tensor at a time, as transformers reads them.
+
+The library's own writer wants all tensors of a file in memory at once, and its NumPy side knows no bfloat16.
+"""
 
 import json
 import os

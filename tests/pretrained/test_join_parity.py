@@ -87,7 +87,7 @@ def test_transformers_gives_the_same_answer(run, exported):
     theirs = LlavaForConditionalGeneration.from_pretrained(exported).eval()
     processor = LlavaProcessor.from_pretrained(exported)
     model, params = jaxfusion.load(run)
-    rng = np.random.default_rng(0)
+    rng, answers = np.random.default_rng(0), set()
     for size in [(60, 70, 3), (48, 48, 3), (31, 90, 3)]:
         picture = rng.integers(0, 256, size, dtype=np.uint8)
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What image is it?"}]}]
@@ -99,8 +99,15 @@ def test_transformers_gives_the_same_answer(run, exported):
             )
         batch = _prompt(model, "What image is it?", picture)
         np.testing.assert_array_equal(np.asarray(batch.tokens), inputs["input_ids"].numpy())
+        with torch.no_grad():
+            logits = theirs(**inputs).logits.numpy()
+        difference = np.linalg.norm(np.asarray(jaxfusion.forward(model, params, batch)) - logits)
+        assert difference <= 1e-5 * np.linalg.norm(logits)
         tokens = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW_TOKENS)
+        answers.add(logits[0, -1].tobytes())
         np.testing.assert_array_equal(np.asarray(tokens), expected[:, inputs["input_ids"].shape[1] :].numpy())
+
+    assert len(answers) == 3  # it does look at the pictures
 
 
 def test_the_export_loads_here_as_well(run, exported):

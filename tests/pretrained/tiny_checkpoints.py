@@ -32,9 +32,9 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def save_tokenizer(directory: Path) -> None:
-    """Bytes and four special tokens, with a chat template in the manner of Qwen."""
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+def save_tokenizer(directory: Path, *more: str, chat_template: str | None = CHATML) -> None:
+    """Bytes and three special tokens or more, with a chat template in the manner of Qwen."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
     pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,9 +43,9 @@ def save_tokenizer(directory: Path) -> None:
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        additional_special_tokens=["<|im_start|>", *more],
     )
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(directory)
 
 

@@ -1,0 +1,65 @@
+"""What the benchmarks' command lines share: arguments, the machine that a result belongs to, and the table."""
+
+import argparse
+import contextlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxfusion.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see --help")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """The hardware and software that a result belongs to."""
+    devices = jax.local_devices()
+    return {
+        "device": devices[0].device_kind,
+        "platform": devices[0].platform,
+        "devices": len(devices),
+        "host_cpu": _cpu_name(),
+        "host_cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        },
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def show(result: dict[str, Any], indent: str = "") -> None:
+    """A line a value; a dict is a heading and indented lines."""
+    for name, value in result.items():
+        label = f"{indent}{name}"
+        if isinstance(value, dict):
+            print(label)
+            show(value, indent + "  ")
+        elif isinstance(value, float):
+            print(f"{label:<38}  {value:.5g}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            print(f"{label:<38}  {value:,}")
+        else:
+            print(f"{label:<38}  {'unknown' if value is None else value}")

@@ -1,0 +1,151 @@
+"""`jaxfusion.load` on directories as they are published: weights, config, tokenizer and image processor together."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+import jaxfusion
+from jaxfusion import main
+from jaxfusion.config import from_dict
+from jaxfusion.config.run import Config
+from jaxfusion.pretrained.join import expand
+from tests.pretrained import test_whole_parity as whole
+from tests.pretrained.tiny_checkpoints import CHATML, randomise, save_tokenizer
+
+VOCAB, IMAGE = 280, 3  # the image token is the first of those that `save_tokenizer` is given
+MARKS = {
+    "llava": ["<image>"],
+    "paligemma": ["<image>"],
+    "gemma3": ["<image_soft_token>", "<start_of_image>", "<end_of_image>"],
+    "idefics3": ["<image>", "<fake_token_around_image>", "<global-img>"],
+    "smolvlm, tied": ["<image>", "<fake_token_around_image>", "<global-img>"],
+}
+TOWERS = {
+    "clip": transformers.CLIPVisionConfig(**whole.VISION, intermediate_size=44),
+    "siglip": transformers.SiglipVisionConfig(**whole.VISION, intermediate_size=44),
+    "dinov2": transformers.Dinov2Config(**whole.VISION),
+    "vit": transformers.ViTConfig(**whole.VISION, intermediate_size=44),
+}
+LANGUAGES = {
+    "gpt2": transformers.GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=VOCAB, n_positions=128),
+    "llama": transformers.LlamaConfig(**whole.TEXT | dict(vocab_size=VOCAB)),
+    "qwen3": transformers.Qwen3Config(**whole.TEXT | dict(vocab_size=VOCAB)),
+    "gemma2": transformers.Gemma2Config(**whole.TEXT | dict(vocab_size=VOCAB, head_dim=14)),
+    "smollm3": transformers.SmolLM3Config(**whole.TEXT | dict(vocab_size=VOCAB, pad_token_id=0)),
+}
+
+
+def processor(case: str, size: int):
+    sides = {"height": size, "width": size}
+    match case.partition(",")[0]:
+        case "llava":
+            return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides)
+        case "gemma3":
+            return Gemma3ImageProcessorPil(size=sides)
+        case "idefics3" | "smolvlm":
+            return Idefics3ImageProcessorPil(max_image_size={"longest_edge": size}, size={"longest_edge": 2 * size})
+    return SiglipImageProcessorPil(size=sides)
+
+
+def save_whole(case: str, directory: Path) -> None:
+    kind = whole.CLASSES[case.partition(",")[0]]
+    settings = deepcopy(whole.CASES[case])
+    settings["text_config"]["vocab_size"] = VOCAB
+    image = "image_token_index" if "image_token_id" in kind.config_class.attribute_map else "image_token_id"
+    config = kind.config_class(**settings, **{image: IMAGE})
+    randomise(kind._from_config(config)).save_pretrained(directory)
+    save_tokenizer(directory, *MARKS[case], chat_template=None if case == "paligemma" else CHATML)
+    processor(case, config.vision_config.image_size).save_pretrained(directory)
+
+
+@pytest.mark.parametrize("case", MARKS)
+def test_a_published_directory_loads_and_looks_at_its_pictures(case, tmp_path):
+    save_whole(case, tmp_path)
+    model, params = jaxfusion.load(tmp_path)
+    assert model.config.vision.image_size == model.pixels.image_size
+    tokenizer = model.tokenizer
+    ids = tokenizer.image_ids(model.config.tokens_per_image)
+    assert ids.count(tokenizer.image_id) == model.config.tokens_per_image
+    assert {tokenizer.image_id} | {IMAGE + n for n in range(len(MARKS[case]))} <= {*ids, IMAGE}
+    dark, light = np.zeros((9, 30, 3), np.uint8), np.full((30, 9, 3), 255, np.uint8)
+    answers = jaxfusion.generate(model, params, ["What?", "What?"], [dark, [light, dark]], max_new_tokens=3)
+    assert len(answers) == 2
+    jaxfusion.save_pretrained(model, params, tmp_path / "out")
+    assert_same(whole.CLASSES[case.partition(",")[0]], tmp_path, tmp_path / "out")
+
+
+def assert_same(kind: type, before: Path, after: Path) -> None:
+    """transformers reads the same weights from both, but for what no family reads."""
+    before, after = (kind.from_pretrained(directory).state_dict() for directory in (before, after))
+    assert before.keys() - after.keys() == {name for name in before if "head." in name and "lm_head" not in name}
+    assert after.keys() <= before.keys()
+    unread = ("pooler.", "mask_token")
+    for name, tensor in after.items():
+        assert any(part in name for part in unread) or bool((tensor == before[name]).all()), name
+
+
+def test_a_whole_model_trains_on_from_the_command_line(small_data, tmp_path):
+    """`model` itself names the checkpoint; what it learned goes out as what it was."""
+    save_whole("llava", tmp_path / "llava")
+    settings = {
+        "model": tmp_path / "llava",
+        "data.data_dir": small_data,
+        "data.task": "caption",
+        "data.row_length": 256,
+        "train.num_steps": 2,
+        "train.batch_size": 8,
+        "evaluate.num_examples": 2,
+        "evaluate.batch_size": 8,
+        "generate.max_new_tokens": 2,
+    }
+    arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert main.main(["--config", "configs/join.py", "--workdir", run, *arguments]) == 0
+    assert main.main(["--mode", "export", "--workdir", run, "--output", out]) == 0
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(out)
+    before = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
+    changed = {
+        name.split(".")[1]
+        for (name, new), old in zip(theirs.named_parameters(), before.parameters(), strict=True)
+        if not bool((new == old).all())
+    }
+    assert changed == {"multi_modal_projector"}
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("rooms")
+    for name, config in TOWERS.items():
+        transformers.AutoModel.from_config(config).save_pretrained(directory / name)
+    for name, config in LANGUAGES.items():
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory / name)
+    return directory
+
+
+@pytest.mark.parametrize("name", [*TOWERS, *LANGUAGES])
+def test_transformers_reads_back_what_it_wrote(rooms, name, tmp_path):
+    jaxfusion.save_pretrained(*jaxfusion.load(rooms / name), tmp_path)
+    assert_same(transformers.AutoModel if name in TOWERS else transformers.AutoModelForCausalLM, rooms / name, tmp_path)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_any_tower_joins_any_language_model(rooms, tower, language):
+    named = {"vision": str(rooms / tower), "decoder": str(rooms / language), "projector": "mlp"}
+    config = from_dict(Config, expand({"model": named}))
+    model = jaxfusion.build(config)
+    params = jax.eval_shape(lambda: jaxfusion.init(model, jax.random.key(0)))
+    count, size = config.model.tokens_per_image, config.model.vision.image_size
+    assert count == (12 // 4) ** 2
+    tokens = np.array([[1, *[IMAGE] * count, 5]])
+    batch = jaxfusion.Batch.from_tokens(tokens, np.zeros((1, 1, size, size, 3), np.uint8), IMAGE)
+    logits = jax.eval_shape(lambda params: jaxfusion.forward(model, params, batch), params)
+    assert logits.shape == (*tokens.shape, VOCAB)
