@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxfusion
 from benchmarks.command_line import Parser, environment, positive, show
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build, init
@@ -32,13 +31,13 @@ from jaxfusion.pretrained.write import write_safetensors
 ROOT = Path(__file__).parents[1]
 DTYPES = ("bfloat16", "float32")
 NUM_SHARDS = 4
-PAGE = 4096
 
 EPILOG = """\
-The two take turns, each in a process of its own, with the files in the page cache. What comes once in a process, such
-as imports, is not in the times: a tiny checkpoint is loaded before. Where no dtype changes, from_pretrained only maps
-the files, and a weight is read when it is first used; so "ready" is when a byte of every page of the weights has been
-read, and "return" when the call returns.
+The two take turns, each in processes of its own, with the files in the page cache. "process" is what a user waits for:
+from the start of python, imports and all, until a byte of every page of the weights has been read. The other times are
+of loading alone, in a process that has loaded a tiny checkpoint before: "ready" until every page has been read,
+"return" until the call returns. Where no dtype changes, from_pretrained only maps the files and returns before it has
+read any.
 
 examples:
   python -m benchmarks.load_checkpoint --json load.json
@@ -86,7 +85,7 @@ def compare(num_bytes: int, stored: str, dtype: str, rounds: int, directory: Pat
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
         for _ in range(rounds):
             for name in loaders:
-                runs[name].append(_in_a_process(name, room, dtype))
+                runs[name].append(_measure(name, room, dtype))
     finally:
         shutil.rmtree(room)
     result = {"checkpoint": written, "dtype": dtype, "rounds": rounds}
@@ -94,7 +93,7 @@ def compare(num_bytes: int, stored: str, dtype: str, rounds: int, directory: Pat
         result[name] = {key: float(np.median([run[key] for run in runs[name]])) for key in runs[name][0]}
         result[name]["ready_gigabytes_per_second"] = written["bytes"] / 1e9 / result[name]["ready_seconds"]
     if "transformers" in result:
-        for key in ("ready_seconds", "return_seconds", "cpu_seconds", "peak_bytes"):
+        for key in ("process_seconds", "ready_seconds", "return_seconds", "cpu_seconds", "peak_bytes"):
             result[f"transformers_to_ours_{key}"] = result["transformers"][key] / result["ours"][key]
     return result
 
@@ -144,52 +143,24 @@ def llama_config(parameters: int) -> dict[str, Any]:
     }
 
 
-# --- in a process of its own ------------------------------------------------------------------------------------------
+# --- in processes of their own ---------------------------------------------------------------------------------------
 
 
-def _in_a_process(loader: str, directory: Path, dtype: str) -> dict[str, float]:
-    code = f"from benchmarks import load_checkpoint as it; it.measure(it.load_{loader}, {str(directory)!r}, {dtype!r})"
+def _measure(loader: str, room: Path, dtype: str) -> dict[str, float]:
+    tiny, checkpoint = str(room / "tiny"), str(room / "checkpoint")
+    return _in_a_process(f"measure_start({loader!r}, {checkpoint!r}, {dtype!r}, {time.monotonic()})") | _in_a_process(
+        f"measure({loader!r}, {tiny!r}, {checkpoint!r}, {dtype!r})"
+    )
+
+
+def _in_a_process(call: str) -> dict[str, float]:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}  # in the memory where the peer's is too
+    code = f"from benchmarks.loaders import measure, measure_start; {call}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{loader} failed:\n{done.stderr}")
+        raise RuntimeError(f"{call} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def load_ours(directory: Path, dtype: str) -> list[jax.Array]:
-    return jax.tree.leaves(jaxfusion.load(directory, dtype=dtype)[1])
-
-
-def load_transformers(directory: Path, dtype: str) -> list[np.ndarray]:
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.LlamaForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
-    return [parameter.detach().view(torch.uint8).numpy() for parameter in model.parameters()]
-
-
-def measure(load: Callable[[Path, str], Iterable[Any]], room: str, dtype: str) -> None:
-    """Prints as JSON the seconds of loading weights, those until all are touched, and the bytes of memory that this
-    takes at its peak, beyond the process's own before, mapped files included."""
-    load(Path(room) / "tiny", dtype)
-    before = _peak_bytes()
-    start, cpu = time.perf_counter(), time.process_time()
-    weights = load(Path(room) / "checkpoint", dtype)
-    returned = time.perf_counter()
-    for weight in weights:
-        np.asarray(weight).reshape(-1).view(np.uint8)[::PAGE].max()
-    ready = time.perf_counter()
-    cpu = time.process_time() - cpu
-    times = {"ready_seconds": ready - start, "return_seconds": returned - start, "cpu_seconds": cpu}
-    print(json.dumps({**times, "peak_bytes": _peak_bytes() - before}))
-
-
-def _peak_bytes() -> int:
-    """Linux's high-water mark of this process; `resource` would include the parent's."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -1,16 +1,13 @@
 """Copying weights on the host at the speed of its memory: transposed, cast, and checked in one pass."""
 
-import ctypes
 from math import prod
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 
-# Rows in the buffer of a transpose: each column of it is then whole cache lines of the output, and the lines that
-# it is gathered from stay in the first-level cache. Elements in a block of a plain copy: of a second-level cache.
-TRANSPOSED, STRAIGHT = 128, 1 << 17
-LIBC = ctypes.CDLL(None)
-POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, which `mmap` has no name for
+# A tile of a transpose stays in a second-level cache, before and after, and each of its rows is long enough on either
+# side to come and go at the memory's speed. Elements in a block of a plain copy: of such a cache as well.
+TILE_ROWS, TILE_BYTES, STRAIGHT = 1024, 512, 1 << 17
 PAD = 32  # elements: rows of a power of two bytes apart would fall on the same few lines of the cache
 
 
@@ -19,15 +16,14 @@ def copy_finite(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
     ours:   any float dtype, its last axis contiguous, such as a slice of a fresh array.
     theirs: a float array of the same shape, whose axes may lie in memory in any order, as `einops.rearrange` leaves
-            them. Large transposes go in blocks through a small buffer, at several times the speed of NumPy's copy.
+            them. Large transposes go in tiles through the cache, at several times the speed of NumPy's copy.
     """
     if ours.ndim == 0:
         ours, theirs = ours[None], theirs[None]
     order = sorted(range(theirs.ndim), key=lambda axis: -abs(theirs.strides[axis]))
     if order[-1] == theirs.ndim - 1 or theirs.size < STRAIGHT:
         return _copy_straight(ours, theirs)
-    ours, theirs = ours.transpose(order), theirs.transpose(order)
-    return _copy_transposed(ours, theirs, order.index(ours.ndim - 1))
+    return _copy_transposed(*_merged(ours.transpose(order), theirs.transpose(order)))
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -49,14 +45,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(pages, dtype, size).reshape(shape)
 
 
-def fault_in(values: np.ndarray) -> None:
-    """Has the system lay all pages of a contiguous array's memory out at once, for a third less of its time than one
-    by one as they are first written. Where it cannot (before Linux 5.14), that is what happens."""
-    start = values.ctypes.data // PAGESIZE * PAGESIZE
-    size = values.ctypes.data + values.nbytes - start
-    LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), POPULATE_WRITE)
-
-
 def _cast_finite(block: np.ndarray, source: np.ndarray) -> bool:
     """Looks at whichever has fewer bytes. What is finite stays so in a wider dtype, though not in a narrower one."""
     np.copyto(block, source, casting="unsafe")
@@ -72,16 +60,34 @@ def _copy_straight(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return finite
 
 
-def _copy_transposed(ours: np.ndarray, theirs: np.ndarray, pivot: int) -> bool:
-    """Both with axes in the order of theirs in memory; ours has contiguous elements along axis `pivot`."""
-    bits = f"u{ours.dtype.itemsize}"
-    row = theirs.shape[pivot + 1 :]
-    buffer = np.empty((TRANSPOSED, prod(row) + PAD), ours.dtype)[:, : prod(row)].reshape(TRANSPOSED, *row)
+def _merged(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Views with as few axes as both can have: neighbours that follow on each other in both are one."""
+    for axis in reversed(range(ours.ndim - 1)):
+        size = ours.shape[axis + 1]
+        if all(a.strides[axis] == size * a.strides[axis + 1] for a in (ours, theirs)):
+            shape = (*ours.shape[:axis], ours.shape[axis] * size, *ours.shape[axis + 2 :])
+            ours, theirs = ours.reshape(shape), theirs.reshape(shape)
+    return ours, theirs
+
+
+def _copy_transposed(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Both with axes in the order of theirs in memory; ours has contiguous elements along an axis before the last."""
+    pivot = min(range(ours.ndim), key=lambda axis: ours.strides[axis])
+    ours, theirs = np.moveaxis(ours, pivot, -2), np.moveaxis(theirs, pivot, -2)
+    # What moves is the narrower dtype: cast on the way in where that is ours, else on the way out.
+    dtype = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    bits, width = f"u{dtype.itemsize}", TILE_BYTES // dtype.itemsize
+    tile = np.empty((TILE_ROWS, width + PAD), dtype)
+    turned = np.empty((width, TILE_ROWS), dtype)
     finite = True
-    for outer in np.ndindex(theirs.shape[:pivot]):
-        for start in range(0, theirs.shape[pivot], TRANSPOSED):
-            source = theirs[outer][start : start + TRANSPOSED]
-            block = buffer[: len(source)]
-            finite &= _cast_finite(block, source)
-            ours[outer][start : start + TRANSPOSED].view(bits)[...] = block.view(bits)
+    for outer in np.ndindex(ours.shape[:-2]):
+        for row in range(0, ours.shape[-2], TILE_ROWS):
+            for column in range(0, ours.shape[-1], width):
+                where = (*outer, slice(row, row + TILE_ROWS), slice(column, column + width))
+                rows, columns = theirs[where].shape
+                a, b = tile[:rows, :columns], turned[:columns, :rows]
+                np.copyto(a, theirs[where], casting="unsafe")
+                finite &= is_finite(a)
+                b.view(bits)[...] = a.view(bits).T
+                np.copyto(ours[where].T, b, casting="unsafe")
     return finite

@@ -1,5 +1,6 @@
 """Weights from a checkpoint's files straight onto their shards, one tensor after the other."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from jaxfusion.pretrained.table import Row, flatten, to_ours, unflatten
 
 Params = Any
 
-THREADS = 4  # on few cores too, for they also wait for the disk; each holds a tensor
+THREADS = min(8, max(2, os.cpu_count() or 1))  # two on one core too: one may wait for the disk
 SECONDS_WITHOUT_PROGRESS = 1.0
 
 
