@@ -10,14 +10,15 @@ Importing this loads only what the model functions need; data, training and repo
 """
 
 from jaxfusion.batch import Batch
-from jaxfusion.config import Config, ModelConfig, default_config
+from jaxfusion.config import Config, LoraConfig, ModelConfig, default_config
 from jaxfusion.errors import UserError
 from jaxfusion.generation.decode import generate_tokens
 from jaxfusion.generation.generate import generate
 from jaxfusion.models.tower import Tower, see
-from jaxfusion.models.vlm import Model, build, forward, init
+from jaxfusion.models.vlm import Model, build, complete, forward, init
 from jaxfusion.pretrained.export import save_pretrained
 from jaxfusion.pretrained.load import load
+from jaxfusion.pretrained.peft import save_adapters
 from jaxfusion.training.losses import loss
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state

@@ -131,6 +131,15 @@ def _check_task(config: Config) -> None:
         raise UserError(f"config.model.decoder: a {kind} cannot learn the task {task!r}; use a transformer")
 
 
+def _check_trainable(config: Config) -> None:
+    """Raises UserError where adapters would be trained beside all the weights that they spare."""
+    if config.model.lora and config.train.trainable == ("*",):
+        raise UserError(
+            "config.train.trainable: with config.model.lora it must say what trains; "
+            "set it to ('*/lora_?',) for the adapters alone, or add 'projector/*' and the like"
+        )
+
+
 def _check_split(config: Config) -> None:
     """Raises UserError where the held-out images would be none that the model can know."""
     if isinstance(config.model.vision, LookupConfig) and config.data.test_split != config.data.train_split:
@@ -151,6 +160,7 @@ def train_run(config: Config, workdir: Path) -> dict[str, float]:
 def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     config, model = experiment.config, experiment.model
     check_run(workdir, config)
+    _check_trainable(config)
     write_json(workdir / CONFIG, to_dict(config))
     if not has_checkpoint(workdir):
         model.tokenizer.save(workdir)

@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="export: a new directory, for transformers and servers to load"
     )
+    parser.add_argument(
+        "--adapters", action="store_true", help="export: the LoRA adapters alone, as PEFT's files, not merged"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -156,7 +159,15 @@ def _export(args: argparse.Namespace) -> None:
         missing = "--workdir" if args.workdir is None else "--output"
         raise UserError(f"{missing}: none was given; export takes --workdir of a run and --output, a new directory")
     model, params = jaxfusion.load(args.workdir)
-    jaxfusion.save_pretrained(model, params, args.output)
+    if args.adapters:
+        from jaxfusion.training.trainable import check_only_adapters_train
+        from jaxfusion.workdir import read_workdir_config
+
+        config = read_workdir_config(args.workdir)
+        check_only_adapters_train(params, config.train.trainable)
+        jaxfusion.save_adapters(model, params, args.output, base=config.pretrained.model)
+    else:
+        jaxfusion.save_pretrained(model, params, args.output)
     print(args.output)
 
 

@@ -378,6 +378,18 @@ class PooledClassifierConfig:
 Decoder = TransformerDecoderConfig | TokenClassifierConfig | PooledClassifierConfig
 
 
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters on linear layers (Hu et al. 2021), of which alpha / rank times the branch is added."""
+
+    layers: str = "decoder/layers/*"  # a glob over paths such as "decoder/layers/attention/query"; "*" takes "/" in too
+    rank: int = 8
+    alpha: float = 16.0
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +402,7 @@ class ModelConfig:
     fusion: Fusion = field(default_factory=PlaceFusionConfig)
     encoder: Encoder | None = None
     decoder: Decoder = field(default_factory=TransformerDecoderConfig)
+    lora: tuple[LoraConfig, ...] = ()  # a linear layer has the adapter of the first glob that fits it
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     attention: Literal["auto", "xla", "cudnn"] = "auto"
 

@@ -14,7 +14,7 @@ from jaxfusion.config.model import TransformerDecoderConfig
 from jaxfusion.errors import UserError
 from jaxfusion.generation.sampling import Greedy, Sampler
 from jaxfusion.models.transformer import KVCache
-from jaxfusion.models.vlm import Model, Params
+from jaxfusion.models.vlm import Model, Params, apply
 
 
 def generate_tokens(
@@ -63,12 +63,11 @@ class _State(NamedTuple):
 def _generate(
     model: Model, num_new: int, sampler: Sampler, eos: tuple[int, ...], params: Params, batch: Batch, rng: Array
 ) -> Int[Array, "B N"]:
-    module, variables = model.module, {"params": params}
     num_rows, num_tokens = batch.tokens.shape
     batch = batch.replace(prompt_mask=batch.segment_ids > 0)
     lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
     cache = empty_cache(model, num_rows, num_tokens + num_new)
-    logits, cache, visual = module.apply(variables, batch, cache, method="prefill")
+    logits, cache, visual = apply(model, params, batch, cache, method="prefill")
 
     def choose(logits: Array, step: Array, ended: Array) -> tuple[Array, Array]:
         token = sampler(logits, jax.random.fold_in(rng, step))
@@ -83,7 +82,7 @@ def _generate(
     def advance(state: _State) -> _State:
         index = lengths + state.step - 1  # where the last chosen token goes
         args = (state.last, index, state.cache, visual, batch.image_segment_ids)
-        logits, cache = module.apply(variables, *args, method="extend")
+        logits, cache = apply(model, params, *args, method="extend")
         token, ended = choose(logits, state.step, state.ended)
         return _State(state.step + 1, state.new_tokens.at[:, state.step].set(token), token, ended, cache)
 

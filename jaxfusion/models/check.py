@@ -46,6 +46,8 @@ def check(config: ModelConfig) -> None:
         _refuse(
             "decoder.num_classes", "the classifier has no classes yet; set it, or let training take it from the data"
         )
+    for index, adapter in enumerate(config.lora):
+        _positive(f"lora[{index}].rank", adapter.rank)
     if config.vision is not None:
         _check_vision(config)
         _check_projector(config)

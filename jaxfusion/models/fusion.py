@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxfusion.config.model import CrossAttentionFusionConfig
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.cross_attention import CrossAttention
+from jaxfusion.models.lora import inside
 from jaxfusion.models.stack import init_stack
 from jaxfusion.models.transformer import MLP, Interleaved, make_norm
 
@@ -76,15 +77,17 @@ class CrossAttentionFusion(nn.Module):
 
     @nn.compact
     def __call__(self, visual: Float[Array, "B S D"], interval: Interval) -> Interleaved:
-        layer = GatedCrossAttention(self.config.num_heads, self.dtype, parent=None)
+        layer, path = GatedCrossAttention(self.config.num_heads, self.dtype, parent=None), (*self.path, "layers")
         width = visual.shape[-1]
 
         def init_layers(rng: Array) -> Any:
             one = jnp.zeros((1, 1), jnp.int32)
             x = jnp.zeros((1, 1, width), self.dtype)
-            return init_stack(layer, rng, self.num_layers // self.config.every, x, x, Interval(one, one + 1))
+            with inside(path):
+                return init_stack(layer, rng, self.num_layers // self.config.every, x, x, Interval(one, one + 1))
 
         def apply(params: Any, x: Array) -> Array:
-            return layer.apply({"params": params}, x, visual, interval)
+            with inside(path):
+                return layer.apply({"params": params}, x, visual, interval)
 
         return Interleaved(apply, self.param("layers", init_layers), self.config.every)

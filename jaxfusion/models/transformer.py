@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import TransformerConfig
 from jaxfusion.models.attention import Interval, attention, sliding_window
+from jaxfusion.models.lora import inside
 from jaxfusion.models.rope import Rotation, rotate, rotation
 from jaxfusion.models.stack import init_stack, run_stack
 
@@ -213,13 +214,15 @@ class TransformerLayers(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """cache: float[L, B, S, G, H], see `SelfAttention`; returned with the new keys and values in it."""
         config, width = self.config, x.shape[-1]
-        block = Block(config, self.dtype, self.implementation, parent=None)
+        block, path = Block(config, self.dtype, self.implementation, parent=None), (*self.path, "layers")
 
         def init_layers(rng: Array) -> Any:
             one = jnp.zeros((1, 1), jnp.int32)
             dummy = jnp.zeros((1, 1, width), self.dtype)
             # No parameter depends on the kernel, and XLA's takes the dummy's interval and size.
-            return init_stack(block.clone(implementation="xla"), rng, config.num_layers, dummy, Interval(one, one + 1))
+            xla = block.clone(implementation="xla")
+            with inside(path):
+                return init_stack(xla, rng, config.num_layers, dummy, Interval(one, one + 1))
 
         # What all layers share stays out of the scan: a plain causal interval then keeps its kernel.
         column = None if cache_index is None else cache_index[:, None] + jnp.arange(x.shape[1])
@@ -235,7 +238,8 @@ class TransformerLayers(nn.Module):
             seen = interval if layer_window is None else sliding_window(interval, layer_window, column)
             turn = shared_rotation if layer_rotation is None else layer_rotation
             args = (x, seen, positions, turn, layer_cache, cache_index, deterministic)
-            return block.apply({"params": params}, *args, rngs=rngs)
+            with inside(path):
+                return block.apply({"params": params}, *args, rngs=rngs)
 
         params = self.param("layers", init_layers)
         has_dropout = config.dropout > 0 and not deterministic

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.batch import Batch
@@ -33,6 +34,7 @@ from jaxfusion.models.attention import Interval
 from jaxfusion.models.check import check, interleaved_stack
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
+from jaxfusion.models.lora import adapted, check_adapters
 from jaxfusion.models.projector import make_projector
 from jaxfusion.models.text_embedding import TextEmbedding
 from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
@@ -215,17 +217,40 @@ def build(config: "ModelConfig | Config | ConfigDict", tokenizer: "Tokenizer | N
 
 
 def init(model: Model, rng: Array) -> Params:
-    """Fresh float32 parameters: a nested dict whose first keys are the rooms' names."""
+    """Fresh float32 parameters: a nested dict whose first keys are the rooms' names.
+
+    Raises UserError where a glob of the config's adapters fits no linear layer.
+    """
     # No parameter depends on the attention kernel, and XLA's runs wherever this does.
     module = VisualLanguageModel(replace(model.config, attention="xla"))
-    return module.init(rng, _smallest_batch(model.config))["params"]
+    with adapted(model.config.lora):
+        params = module.init(rng, _smallest_batch(model.config))["params"]
+    check_adapters(params, model.config.lora)
+    return params
+
+
+def complete(model: Model, params: Params, rng: Array) -> Params:
+    """The parameters given, and fresh ones for all that the model has besides: a new projector, new adapters."""
+    given = traverse_util.flatten_dict(params, sep="/")
+
+    def fresh(rng: Array) -> dict[str, Array]:  # under jit XLA drops the initialisers of all that is not asked for
+        leaves = traverse_util.flatten_dict(init(model, rng), sep="/")
+        return {path: leaf for path, leaf in leaves.items() if path not in given}
+
+    return traverse_util.unflatten_dict({**given, **jax.jit(fresh)(rng)}, sep="/")
 
 
 def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T V"]:
     """Logits in float32 at every position. Dropout, where the config has any, is on when a dropout_rng is given."""
     batch = jax.tree.map(jnp.asarray, batch)
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
-    return model.module.apply({"params": params}, batch, deterministic=dropout_rng is None, rngs=rngs)
+    return apply(model, params, batch, deterministic=dropout_rng is None, rngs=rngs)
+
+
+def apply(model: Model, params: Params, *args: Any, **settings: Any) -> Any:
+    """`VisualLanguageModel.apply` of the model's module, with its adapters."""
+    with adapted(model.config.lora):
+        return model.module.apply({"params": params}, *args, **settings)
 
 
 def _smallest_batch(config: ModelConfig) -> Batch:

@@ -19,14 +19,15 @@ from jaxfusion.config.model import (
     ViTConfig,
 )
 from jaxfusion.errors import UserError
+from jaxfusion.models.lora import merge
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.table import Row, flatten
 from jaxfusion.pretrained.write import write_params
 
-# How the same parameters are computed, which their config.json has no word for.
-COMPUTED = {"dtype": "float32", "attention": "auto"}
+# How the same parameters are computed, which their config.json has no word for; adapters are merged.
+COMPUTED = {"dtype": "float32", "attention": "auto", "lora": ()}
 
 
 class Plan(NamedTuple):
@@ -41,18 +42,17 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
     """Writes a directory that transformers' `from_pretrained` loads.
 
     A model or tower that came from a checkpoint is written in that checkpoint's architecture; one that was joined from
-    a vision tower and a language model as `LlavaForConditionalGeneration`.
+    a vision tower and a language model as `LlavaForConditionalGeneration`. Adapters are merged into the weights.
     dtype: "float32" or "bfloat16"; None keeps the parameters' own.
     Raises UserError, before anything is written, for what neither can express, naming what that is.
     """
     planned = plan(model)
-    directory = Path(directory)
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UserError(f"{directory}: it is not empty; choose another directory for the export")
+    directory = new_directory(directory)
+    if isinstance(model, Model):
+        params = merge(params, model.config.lora)
     leaves = flatten(params)
     wanted = np.dtype(jnp.dtype(dtype)) if dtype else np.dtype(leaves[planned.rows[0].paths[0]].dtype)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, content in planned.files.items():
             (directory / name).write_bytes(content)
         if isinstance(model, Model) and model.tokenizer is not None:
@@ -63,6 +63,18 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{directory}: cannot write there ({error.strerror or error}); choose another one") from error
+
+
+def new_directory(path: str | Path) -> Path:
+    """Made, where it is not there. Raises UserError where something is in it already, or it cannot be made."""
+    directory = Path(path)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"{directory}: it is not empty; choose another directory for the export")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot write there ({error.strerror or error}); choose another one") from error
+    return directory
 
 
 def plan(model: Model | Tower) -> Plan:

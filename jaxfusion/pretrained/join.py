@@ -21,14 +21,18 @@ def expand(values: dict[str, Any]) -> dict[str, Any]:
     """A config's dict with the settings of the checkpoints that it names in their place, and their names under
     `pretrained`. A dict that names none comes back as it is, and so does one that has been through here before.
 
-    `model = CHECKPOINT` takes a whole model or a language model; `model.vision`, `model.encoder` and `model.decoder`
+    `model = CHECKPOINT` takes a whole model or a language model, and so does `model = {"checkpoint": CHECKPOINT, ...}`
+    with settings that are put over its own, such as dtype and lora; `model.vision`, `model.encoder` and `model.decoder`
     take a room each, and the text embedding and the width come with the decoder (or else the encoder).
     Raises UserError for a checkpoint that is not there, or of another kind than its place.
     """
     named = dict(values.get("pretrained") or {})
     model = values.get("model")
     if isinstance(model, str):
-        model, named = to_dict(_read(model, "model")), {"model": model}
+        model = {"checkpoint": model}
+    if isinstance(model, Mapping) and "checkpoint" in model:
+        name, given = model["checkpoint"], {key: value for key, value in model.items() if key != "checkpoint"}
+        model, named = to_dict(_read(name, "model")) | given, {"model": name}
     for room in ROOMS if isinstance(model, Mapping) else ():
         name = model.get(room)
         if isinstance(name, str) and is_checkpoint(name, room):

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.models.tower import Tower
-from jaxfusion.models.vlm import Model, Params, build, init
+from jaxfusion.models.vlm import Model, Params, build, complete, init
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
@@ -75,10 +75,7 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype:
         params, report = read_params(checkpoint, rows, abstract, dtype, ignored=family.ignored, aliases=family.aliases)
         _tell(report)
         leaves |= flatten(params)
-    fresh = [path for path in flatten(abstract) if path not in leaves]
-    # XLA drops the initialisers of all that is not asked for.
-    leaves |= jax.jit(lambda r: {path: leaf for path, leaf in flatten(init(model, r)).items() if path in fresh})(rng)
-    return unflatten(leaves)
+    return complete(model, unflatten(leaves), rng)
 
 
 def open_family_tokenizer(path: Path, family: Family, config: ModelConfig) -> Tokenizer | None:

@@ -24,6 +24,15 @@ ALIASES = (
     ("lm_head.", "language_model.lm_head."),
 )
 
+# Where transformers' modules stand that have other names in these files.
+MODULES = (
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+
 Part = TypeVar("Part")
 
 

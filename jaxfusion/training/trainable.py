@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from flax import traverse_util
 
 from jaxfusion.errors import UserError
+from jaxfusion.models.lora import is_adapter
 from jaxfusion.models.vlm import Params
 
 
@@ -32,6 +33,13 @@ def join(trainable: Params, frozen: Params) -> Params:
     """The inverse of `split`."""
     leaves = traverse_util.flatten_dict(trainable, sep="/") | traverse_util.flatten_dict(frozen, sep="/")
     return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def check_only_adapters_train(params: Params, globs: Sequence[str]) -> None:
+    """Raises UserError where something else trains as well, which adapters alone do not hold."""
+    for path in traverse_util.flatten_dict(split(params, globs)[0], sep="/"):
+        if not is_adapter(path):
+            raise UserError(f"config.train.trainable: {path} was trained besides the adapters; export it all, merged")
 
 
 def _nearest(glob: str, paths: Iterable[str]) -> str:

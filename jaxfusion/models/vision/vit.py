@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from jaxfusion.batch import HostOrDevice
 from jaxfusion.config.model import TransformerConfig, ViTConfig
 from jaxfusion.models.attention import Interval
+from jaxfusion.models.lora import inside
 from jaxfusion.models.stack import init_stack, run_stack
 from jaxfusion.models.transformer import Block, make_norm
 from jaxfusion.models.vision.images import fold_images
@@ -65,20 +66,23 @@ class ViT(nn.Module):
             norm_eps=config.norm_eps,
             layer_scale=config.layer_scale,
         )
-        block = Block(layer, self.dtype, self.implementation, parent=None)
+        block, path = Block(layer, self.dtype, self.implementation, parent=None), (*self.path, "layers")
 
         def init_layers(rng: Array) -> Any:
             one = jnp.ones((1, 1), jnp.int32)
             dummy = jnp.zeros((1, 1, config.width), self.dtype)
             # No parameter depends on the kernel, and XLA's takes the dummy's interval and size.
             xla = block.clone(implementation="xla")
-            return init_stack(xla, rng, config.num_layers, dummy, Interval(one - one, one))
+            with inside(path):
+                return init_stack(xla, rng, config.num_layers, dummy, Interval(one - one, one))
+
+        def apply_block(params: Any, x: Array, _: None) -> tuple[Array, None]:
+            with inside(path):
+                return block.apply({"params": params}, x, everything)
 
         start = jnp.zeros(x.shape[:2], jnp.int32)
         everything = Interval(start, start + x.shape[1], "full")
         layers = self.param("layers", init_layers)
         if config.used_layers < config.num_layers:
             layers = jax.tree.map(lambda leaf: leaf[: config.used_layers], layers)
-        return run_stack(
-            lambda params, x, _: block.apply({"params": params}, x, everything), layers, x, scan=config.scan_layers
-        )[0]
+        return run_stack(apply_block, layers, x, scan=config.scan_layers)[0]
