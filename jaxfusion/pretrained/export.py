@@ -25,6 +25,16 @@ from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.table import Row, flatten
 from jaxfusion.pretrained.write import write_params
 
+# What is written of a checkpoint whose pooler or head is not read: transformers would make up those weights.
+WITHOUT_HEAD = {
+    "bert": "BertModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "dinov2": "Dinov2Model",
+    "vit": "ViTModel",
+    "resnet": "ResNetModel",
+}
+
 # How the same parameters are computed, which their config.json has no word for.
 COMPUTED = {"dtype": "float32", "attention": "auto"}
 
@@ -82,8 +92,10 @@ def plan(model: Model | Tower) -> Plan:
 
 
 def _same(config: ModelConfig | Vision, files: Mapping[str, bytes]) -> Plan:
-    """The checkpoint's own architecture, in which only the vocabulary may have grown."""
-    theirs = _without_pooling_head(json.loads(files["config.json"]))
+    """The checkpoint's own architecture, or what of it was read; only the vocabulary may have grown."""
+    theirs = _without_pooling_head(_tower_alone(json.loads(files["config.json"])))
+    if theirs["model_type"] in WITHOUT_HEAD:
+        theirs["architectures"] = [WITHOUT_HEAD[theirs["model_type"]]]
     if isinstance(config, ModelConfig):
         theirs = _with_vocabulary(theirs, config.text_embedding.vocab_size)
     family = FAMILIES[theirs["model_type"]]
@@ -100,7 +112,7 @@ def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "text_config": text,
-        "vision_config": _without_pooling_head(vision.get("vision_config", vision)),
+        "vision_config": _without_pooling_head(_tower_alone(vision)),
         "image_token_index": model.tokenizer.image_id,
         "image_seq_length": config.tokens_per_image,
         "multimodal_projector_bias": True,
@@ -185,6 +197,15 @@ def _with_vocabulary(theirs: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     if "text_config" in theirs:
         return theirs | {"text_config": theirs["text_config"] | {"vocab_size": vocab_size}}
     return theirs | {"vocab_size": vocab_size}
+
+
+def _tower_alone(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Of CLIP or SigLIP with a text tower, which is not read, the vision tower's part; any other config as it is."""
+    if theirs["model_type"] not in ("clip", "siglip"):
+        return theirs
+    settings = theirs.get("vision_config_dict")  # in old files of CLIP; see clip.py
+    settings = theirs.get("vision_config") or {} if settings is None else settings
+    return settings | {"model_type": f"{theirs['model_type']}_vision_model"}
 
 
 def _without_pooling_head(theirs: dict[str, Any]) -> dict[str, Any]:
