@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import jaxfusion
 from jaxfusion.pretrained.families import FAMILIES
@@ -133,6 +134,20 @@ def test_transformers_reads_back_the_whole_models_that_it_wrote(name, tmp_path):
     for sample in whole.samples(pair.model):
         answers = [whole.their_logits(pair, sample, model) for model in (after, before)]
         np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit", "resnet"])
+def test_towers_whose_pictures_are_of_another_size_than_config_json_says(name, tmp_path):
+    """As those of most DINOv2 checkpoints are."""
+    before = save(CASES[name], tmp_path / "before")
+    sides = {"height": 20, "width": 20}
+    CLIPImageProcessorPil(size={"shortest_edge": 22}, crop_size=sides).save_pretrained(tmp_path / "before")
+    tower, params = jaxfusion.load(tmp_path / "before")
+    assert tower.config.image_size == 20
+    jaxfusion.save_pretrained(tower, params, tmp_path / "after")
+    assert jaxfusion.load(tmp_path / "after")[0].config == tower.config
+    after = read_back(transformers.AutoModel, tmp_path / "after", CASES[name].unread)
+    assert torch.equal(output(after), output(before))
 
 
 def test_no_family_is_left_out():
