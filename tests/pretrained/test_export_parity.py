@@ -1,19 +1,28 @@
 """Out again and back into transformers, every family: what it wrote and what we write of that answer the same."""
 
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import jaxfusion
+from jaxfusion.config import from_dict
+from jaxfusion.config.run import Config
 from jaxfusion.pretrained.families import FAMILIES
+from jaxfusion.pretrained.join import expand
+from jaxfusion.pretrained.load import read_rooms, with_room_for
+from jaxfusion.pretrained.origin import Origin
+from jaxfusion.text.pretrained import load_tokenizer
 from tests.pretrained import test_whole_parity as whole
-from tests.pretrained.tiny_checkpoints import randomise
+from tests.pretrained.tiny_checkpoints import randomise, save_qwen3
 
 VOCAB = 97
 TEXT = dict(
@@ -130,6 +139,9 @@ def test_transformers_reads_back_the_whole_models_that_it_wrote(name, tmp_path):
     pair = whole.make_pair(WHOLE[name], tmp_path / "before")
     jaxfusion.save_pretrained(*jaxfusion.load(tmp_path / "before"), tmp_path / "after")
     unread = ("model.vision_tower.embeddings.mask_token",)
+    names = load_file(tmp_path / "after" / "model.safetensors").keys()
+    towers = {name for name in names if name.startswith("vision_tower.")}
+    assert all(name.startswith("vision_tower.vision_model.") for name in towers) or name == "llava"
     after, before = (read_back(type(pair.theirs), tmp_path / part, unread) for part in ("after", "before"))
     for sample in whole.samples(pair.model):
         answers = [whole.their_logits(pair, sample, model) for model in (after, before)]
@@ -148,6 +160,28 @@ def test_towers_whose_pictures_are_of_another_size_than_config_json_says(name, t
     assert jaxfusion.load(tmp_path / "after")[0].config == tower.config
     after = read_back(transformers.AutoModel, tmp_path / "after", CASES[name].unread)
     assert torch.equal(output(after), output(before))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+def test_towers_join_and_go_out_as_llava(name, tmp_path):
+    """The towers of whole CLIP and SigLIP, and one for pictures of another size than config.json says."""
+    save(CASES[name], tmp_path / "tower")
+    save_qwen3(tmp_path / "qwen3")
+    size = 20 if name == "dinov2" else 12
+    sides = {"height": size, "width": size}
+    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides).save_pretrained(tmp_path / "tower")
+    named = {"vision": str(tmp_path / "tower"), "decoder": str(tmp_path / "qwen3")}
+    config = from_dict(Config, expand({"model": named | {"projector": "mlp"}})).model
+    tokenizer = load_tokenizer(tmp_path / "qwen3", config)
+    model = jaxfusion.build(with_room_for(tokenizer, config), tokenizer)
+    pixels = jaxfusion.load(tmp_path / "tower")[0].pixels
+    model = replace(model, origin=Origin.read(named), pixels=pixels)
+    params = read_rooms(model, named, jax.random.key(0))
+    jaxfusion.save_pretrained(model, params, tmp_path / "llava")
+    read_back(transformers.LlavaForConditionalGeneration, tmp_path / "llava", ("*.mask_token",))
+    again, again_params = jaxfusion.load(tmp_path / "llava")
+    assert again.config.vision == model.config.vision and model.config.vision.image_size == size
+    jax.tree.map(np.testing.assert_array_equal, again_params, params)
 
 
 def test_no_family_is_left_out():
