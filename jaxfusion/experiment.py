@@ -117,7 +117,7 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     if not name:
         return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
     checkpoint = open_checkpoint(name)
-    tokenizer = open_family_tokenizer(checkpoint.path, family_of(checkpoint, FAMILIES), config.model)
+    tokenizer = open_family_tokenizer(checkpoint.home, family_of(checkpoint, FAMILIES), config.model)
     if tokenizer is None:
         raise UserError(f"{name}: it holds no tokenizer; copy its tokenizer.json there")
     return tokenizer

@@ -118,6 +118,7 @@ def is_run(path: Path) -> bool:
 
 def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
     """The model of a config, with what the workdir keeps of the checkpoints that its rooms came from."""
+    from jaxfusion.pretrained.checkpoint import read_json
     from jaxfusion.pretrained.origin import Origin
     from jaxfusion.pretrained.pixels import read_pixels
 
@@ -127,7 +128,9 @@ def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
         return model
     kept = workdir / PRETRAINED
     seen = next((room for room in ("vision", "model") if room in named), None)
-    pixels = read_pixels(kept / seen) if seen and config.model.vision is not None else None
+    pixels = None
+    if seen and config.model.vision is not None:
+        pixels = read_pixels(kept / seen, read_json(kept / seen / "config.json")["model_type"])
     return replace(model, origin=Origin.load(kept), pixels=pixels)
 
 

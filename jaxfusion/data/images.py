@@ -28,7 +28,7 @@ def read_image(source: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_to_rgb(image, name))
+            return np.array(to_rgb(image, name))
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -45,7 +45,8 @@ def read_image(source: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{name} is truncated or damaged ({error}); replace it with a whole one") from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Any picture as 8-bit RGB, as `read_image` gives it; its rotation stays. name: for the error."""
     if image.mode in SIXTEEN_BIT:
         image = _to_eight_bits(image, name)
     elif image.mode == "F":

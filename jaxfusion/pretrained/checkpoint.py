@@ -72,6 +72,11 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: Mapping[str, Stored]
 
+    @property
+    def home(self) -> Path:
+        """The directory whose small files belong to the weights; of a bare file its own path, which holds none."""
+        return self.path.parent if self.path.is_file() and _config_file(self.path).is_file() else self.path
+
 
 def find_checkpoint(source: str | Path) -> Path:
     """A directory or file as it is; else a hub id's snapshot, downloaded where it is not in the cache.
@@ -93,7 +98,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Raises UserError for what is missing, truncated, broken or pickled, naming the file and the tensor.
     """
     path = find_checkpoint(source)
-    config = path / "config.json" if path.is_dir() else path.with_name("config.json")
+    config = _config_file(path)
     tensors = dict(_tensors(path))
     if path.is_dir() and not config.is_file():
         raise UserError(f"{path}: there is no config.json, which says what the weights are; copy it there")
@@ -117,6 +122,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def family_of(checkpoint: Checkpoint, families: Mapping[str, Family]) -> Family:
     """The family of the checkpoint's model_type. Raises UserError with the known ones, the nearest first."""
+    if not checkpoint.config and checkpoint.path.is_file():
+        raise UserError(
+            f"{checkpoint.path}: there is no config.json beside it, and its tensors are not named as those of "
+            "torchvision's ResNet or VGG; copy the config.json that belongs to them there"
+        )
     model_type = checkpoint.config.get("model_type")
     if isinstance(model_type, str) and model_type in families:
         return families[model_type]
@@ -166,6 +176,10 @@ def read_header(file: Path) -> list[Stored]:
     if end != size:
         raise broken(f"{size - end:,} bytes at its end belong to no tensor")
     return found
+
+
+def _config_file(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path.with_name("config.json")
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:

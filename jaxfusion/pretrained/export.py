@@ -22,16 +22,29 @@ from jaxfusion.errors import UserError
 from jaxfusion.models.lora import merge
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params
+from jaxfusion.pretrained import torchvision
 from jaxfusion.pretrained.families import FAMILIES
+from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.table import Row, flatten
 from jaxfusion.pretrained.write import write_params
+
+# What is written of a checkpoint whose pooler or head is not read: transformers would make up those weights.
+WITHOUT_HEAD = {
+    "bert": "BertModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "dinov2": "Dinov2Model",
+    "vit": "ViTModel",
+    "resnet": "ResNetModel",
+}
 
 # How the same parameters are computed, which their config.json has no word for; adapters are merged.
 COMPUTED = {"dtype": "float32", "attention": "auto", "lora": ()}
 
 
 class Plan(NamedTuple):
-    """What a directory will hold. config: config.json. rows: of the whole parameter tree. files: name -> content."""
+    """What a directory will hold. config: config.json, empty where there is none. rows: of the whole parameter tree.
+    files: name -> content."""
 
     config: dict[str, Any]
     rows: Sequence[Row]
@@ -41,8 +54,10 @@ class Plan(NamedTuple):
 def save_pretrained(model: Model | Tower, params: Params, directory: str | Path, *, dtype: str | None = None) -> None:
     """Writes a directory that transformers' `from_pretrained` loads.
 
-    A model or tower that came from a checkpoint is written in that checkpoint's architecture; one that was joined from
-    a vision tower and a language model as `LlavaForConditionalGeneration`. Adapters are merged into the weights.
+    A model or tower that came from a checkpoint is written in that checkpoint's architecture, without a head that is
+    not read; one that was joined from a vision tower and a language model as `LlavaForConditionalGeneration`. A tower
+    of torchvision's is written as its weights come: a bare model.safetensors under torchvision's names. Adapters are
+    merged into the weights.
     dtype: "float32" or "bfloat16"; None keeps the parameters' own.
     Raises UserError, before anything is written, for what neither can express, naming what that is.
     """
@@ -59,8 +74,9 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
             model.tokenizer.save(directory)
         write_params(directory, planned.rows, params, wanted)
         # Last: without it nobody takes the directory for a checkpoint, and what stops before here leaves none.
-        config = _with_dtype(planned.config, wanted.name)
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if planned.config:
+            config = _with_dtype(planned.config, wanted.name)
+            (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{directory}: cannot write there ({error.strerror or error}); choose another one") from error
 
@@ -80,10 +96,10 @@ def new_directory(path: str | Path) -> Path:
 def plan(model: Model | Tower) -> Plan:
     """The architecture that a model is written in. Raises UserError where there is none."""
     rooms = model.origin.rooms if model.origin else {}
-    if isinstance(model, Tower):
-        return _same(model.config, rooms["vision"])
-    if set(rooms) == {"model"} or (set(rooms) == {"decoder"} and model.config.vision is None):
-        return _same(model.config, *rooms.values())
+    if isinstance(model, Tower) or set(rooms) == {"model"}:
+        return _same(model, *rooms.values())
+    if set(rooms) == {"decoder"} and model.config.vision is None:
+        return _same(model, *rooms.values())
     if set(rooms) == {"decoder", "vision"}:
         return _llava(model, rooms)
     raise UserError(
@@ -93,13 +109,18 @@ def plan(model: Model | Tower) -> Plan:
     )
 
 
-def _same(config: ModelConfig | Vision, files: Mapping[str, bytes]) -> Plan:
-    """The checkpoint's own architecture, in which only the vocabulary may have grown."""
-    theirs = _without_pooling_head(json.loads(files["config.json"]))
+def _same(model: Model | Tower, files: Mapping[str, bytes]) -> Plan:
+    """The checkpoint's own architecture, or what of it was read; only the vocabulary may have grown."""
+    theirs = _without_pooling_head(_tower_alone(json.loads(files["config.json"])))
+    config = model.config
+    if theirs["model_type"] in WITHOUT_HEAD:
+        theirs["architectures"] = [WITHOUT_HEAD[theirs["model_type"]]]
     if isinstance(config, ModelConfig):
         theirs = _with_vocabulary(theirs, config.text_embedding.vocab_size)
     family = FAMILIES[theirs["model_type"]]
-    _check_same(family.read_config(theirs), config, theirs["model_type"])
+    _check_same(_read(family, theirs, model.pixels), config, theirs["model_type"])
+    if theirs["model_type"] in torchvision.MODEL_TYPES:
+        return Plan({}, family.table(config), {})
     return Plan(theirs, family.table(config), {n: c for n, c in files.items() if n != "config.json"})
 
 
@@ -112,7 +133,7 @@ def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "text_config": text,
-        "vision_config": _without_pooling_head(vision.get("vision_config", vision)),
+        "vision_config": _without_pooling_head(_tower_alone(vision)),
         "image_token_index": model.tokenizer.image_id,
         "image_seq_length": config.tokens_per_image,
         "multimodal_projector_bias": True,
@@ -122,7 +143,9 @@ def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
         "vision_feature_select_strategy": "default" if config.vision.class_token else "full",
     }
     family = FAMILIES["llava"]
-    _check_same(family.read_config(theirs), config, "llava")
+    # Of the towers' classes in transformers, DINOv2's alone resizes its table of positions without being asked.
+    pixels = model.pixels if config.vision.layer_scale else None
+    _check_same(_read(family, theirs, pixels), config, "llava")
     files = {n: c for n, c in rooms["decoder"].items() if n == "generation_config.json"}
     files |= {n: c for n, c in rooms["vision"].items() if n == "preprocessor_config.json"}
     processor = {
@@ -154,6 +177,13 @@ def _check_llava(config: ModelConfig) -> None:
         refuse("encoder", "has none")
     if not isinstance(config.decoder, TransformerDecoderConfig) or config.decoder.prefix_lm:
         refuse("decoder", "is causal")
+
+
+def _read(family: Family, theirs: dict[str, Any], pixels: Any) -> ModelConfig | Vision:
+    """What loading the directory will make of it: where there are pixels, a tower for images of their size."""
+    from jaxfusion.pretrained.pixels import fit  # which needs Pillow
+
+    return fit(family.read_config(theirs), pixels)
 
 
 def _check_same(theirs: Any, ours: Any, model_type: str) -> None:
@@ -197,6 +227,15 @@ def _with_vocabulary(theirs: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     if "text_config" in theirs:
         return theirs | {"text_config": theirs["text_config"] | {"vocab_size": vocab_size}}
     return theirs | {"vocab_size": vocab_size}
+
+
+def _tower_alone(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Of CLIP or SigLIP with a text tower, which is not read, the vision tower's part; any other config as it is."""
+    if theirs["model_type"] not in ("clip", "siglip"):
+        return theirs
+    settings = theirs.get("vision_config_dict")  # in old files of CLIP; see clip.py
+    settings = theirs.get("vision_config") or {} if settings is None else settings
+    return settings | {"model_type": f"{theirs['model_type']}_vision_model"}
 
 
 def _without_pooling_head(theirs: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ class Family:
                  model.
     read_config: config.json, without the fields that hold their default, to ours: a Vision config for a tower, else a
                  ModelConfig. Raises UserError for what cannot be expressed.
-    table:       of that config: one row a tensor, under the names that transformers writes.
+    table:       of that config: one row a tensor, under names that transformers and servers read.
     ignored:     globs of their tensors that hold nothing to load: buffers, and heads of tasks that are not ours.
-    aliases:     (prefix, canonical prefix) pairs, the first that fits is applied, for files that name the same tensors
-                 otherwise, such as a base model without its head.
+    aliases:     (prefix, canonical prefix) pairs, for files that name the same tensors otherwise, such as a base model
+                 without its head. The first that gives a name of the table is applied, or else the first that fits.
     image:       how a whole model's processor writes an image in text; None: by the image token alone.
     chat_template: Jinja, of a model whose checkpoints have none.
     """

@@ -30,7 +30,7 @@ def _read_config(config: Json) -> ModelConfig:
 def _table(config: ModelConfig) -> list[Row]:
     return [
         *whole.text_table(config),
-        *prefixed(siglip.vision_table(config.vision), "vision_tower."),
+        *prefixed(siglip.vision_table(config.vision), whole.CLIP_TOWER),
         Row("multi_modal_projector.mm_soft_emb_norm.weight", "projector/norm/scale"),
         Row("multi_modal_projector.mm_input_projection_weight", "projector/linear/kernel"),
     ]

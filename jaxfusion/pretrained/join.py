@@ -9,7 +9,7 @@ from jaxfusion.config import to_dict
 from jaxfusion.config.model import ModelConfig, Vision, ViTConfig
 from jaxfusion.config.presets import PRESETS
 from jaxfusion.errors import UserError
-from jaxfusion.pretrained.checkpoint import Checkpoint, family_of, find_checkpoint, read_json
+from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.pixels import fit, read_pixels
@@ -65,14 +65,12 @@ def _for_projector(vision: Vision) -> Vision:
 
 
 def _read(name: str, room: str) -> ModelConfig | Vision:
-    path = find_checkpoint(name)
-    if not path.is_dir():
-        raise UserError(f"config.{_key(room)}: {name} is a file; give the directory that holds it and its config.json")
-    config = read_json(path / "config.json")
-    family = family_of(Checkpoint(path, config, {}), FAMILIES)
+    checkpoint = open_checkpoint(name)
+    family = family_of(checkpoint, FAMILIES)
     _check_kind(family, room, name)
-    found = family.read_config(config)
-    return fit(found, read_pixels(path)) if family.room in ("vision", "whole") else found
+    found = family.read_config(checkpoint.config)
+    pixels = read_pixels(checkpoint.home, family.model_type) if family.room in ("vision", "whole") else None
+    return fit(found, pixels)
 
 
 def _check_kind(family: Family, room: str, name: str) -> None:

@@ -1,6 +1,5 @@
 """LLaVA 1.5 (Liu et al. 2024): a Vision Transformer, an MLP of two layers, and any language model."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from jaxfusion.config.model import MLPProjectorConfig, ModelConfig, ViTConfig
@@ -50,20 +49,22 @@ def _read_vision(config: Json) -> ViTConfig:
     return replace(vision, feature_layer=layer, keep_class_token=strategy == "full")
 
 
-def _vision_table(config: ViTConfig) -> Callable[[ViTConfig], list[Row]]:
-    """Of the tower's family, by what it alone has."""
+def _vision_table(config: ViTConfig) -> list[Row]:
+    """Of the tower's family, which is known by what it alone has."""
     if config.layer_scale:
-        return dinov2.vision_table
+        return prefixed(dinov2.vision_table(config), whole.TOWER)
     if config.pre_norm:
-        return clip.vision_table
-    return vit.vision_table if config.class_token else siglip.vision_table
+        return prefixed(clip.vision_table(config), whole.CLIP_TOWER)
+    if config.class_token:
+        return prefixed(vit.vision_table(config), whole.TOWER)
+    return prefixed(siglip.vision_table(config), whole.CLIP_TOWER)
 
 
 def _table(config: ModelConfig) -> list[Row]:
     bias = config.projector.bias
     return [
         *whole.text_table(config),
-        *prefixed(_vision_table(config.vision)(config.vision), "vision_tower."),
+        *_vision_table(config.vision),
         *towers.dense("multi_modal_projector.linear_1", "projector/up", bias=bias),
         *towers.dense("multi_modal_projector.linear_2", "projector/down", bias=bias),
     ]
@@ -72,8 +73,8 @@ def _table(config: ModelConfig) -> list[Row]:
 IGNORED = (
     "*.rotary_emb.inv_freq",
     "*.position_ids",
-    "vision_tower.head.*",
-    "vision_tower.pooler.*",
-    "vision_tower.embeddings.mask_token",
+    "vision_tower.*head.*",
+    "vision_tower.*pooler.*",
+    "vision_tower.*embeddings.mask_token",
 )
 FAMILIES = [Family("llava", "whole", _read_config, _table, IGNORED, whole.ALIASES)]

@@ -28,8 +28,8 @@ def load(
 ) -> tuple[Model | Tower, Params]:
     """The model of a run or of a checkpoint, and its parameters as they stream from the files onto their shards.
 
-    source:    a run's directory, a directory with a transformers config.json and safetensors, or a hub id. A vision
-               tower gives a `Tower`, for `see`.
+    source:    a run's directory, a directory with a transformers config.json and safetensors, a .safetensors file with
+               a config.json beside it or of torchvision's, or a hub id. A vision tower gives a `Tower`, for `see`.
     dtype:     of the parameters and of the computation.
     shardings: of the parameters, a tree as they are or one for all; None puts them on the default device.
     Raises UserError, before any weight is read, for whatever is missing, broken or unknown.
@@ -43,11 +43,11 @@ def load(
         return model, params if shardings is None else jax.device_put(params, shardings)
     checkpoint = open_checkpoint(source)
     family = family_of(checkpoint, FAMILIES)
-    pixels = read_pixels(checkpoint.path) if family.room in ("vision", "whole") else None
+    pixels = read_pixels(checkpoint.home, family.model_type) if family.room in ("vision", "whole") else None
     config = fit(family.read_config(checkpoint.config), pixels)
     origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
     if isinstance(config, ModelConfig):
-        tokenizer = open_family_tokenizer(checkpoint.path, family, config)
+        tokenizer = open_family_tokenizer(checkpoint.home, family, config)
         model = build(with_room_for(tokenizer, replace(config, dtype=dtype)), tokenizer)
         model = replace(model, origin=origin, pixels=pixels)
         abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))

@@ -92,11 +92,8 @@ def match(
 def _canonical(name: str, wanted: Mapping[str, Tensor], aliases: Sequence[tuple[str, str]]) -> str:
     for old, new in LEGACY.items():
         name = name.removesuffix(old) + new if name.endswith(old) else name
-    if name not in wanted:
-        for prefix, canonical in aliases:
-            if name.startswith(prefix):
-                return canonical + name.removeprefix(prefix)
-    return name
+    named = [canonical + name.removeprefix(prefix) for prefix, canonical in aliases if name.startswith(prefix)]
+    return next((known for known in (name, *named) if known in wanted), named[0] if named else name)
 
 
 def _check(stored: Stored, wanted: Tensor) -> int:

@@ -1,11 +1,12 @@
 """Where a model's rooms came from: the small files of their checkpoints, kept so that export can write them again."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jaxfusion.pretrained.checkpoint import find_checkpoint
+from jaxfusion.pretrained.checkpoint import open_checkpoint
 
 Room = Literal["model", "decoder", "encoder", "vision"]
 
@@ -36,8 +37,14 @@ class Origin:
 
     @classmethod
     def read(cls, checkpoints: Mapping[Room, str | Path]) -> "Origin":
-        """Of directories or hub ids; a checkpoint that is a single file of weights has no more to keep."""
-        return cls({room: _files(find_checkpoint(source)) for room, source in checkpoints.items()})
+        """Of directories, files or hub ids. A bare file's config.json is what the names of its tensors tell."""
+        opened = {room: open_checkpoint(source) for room, source in checkpoints.items()}
+        return cls(
+            {
+                room: _files(checkpoint.home) or {"config.json": json.dumps(checkpoint.config).encode()}
+                for room, checkpoint in opened.items()
+            }
+        )
 
     @classmethod
     def load(cls, directory: Path) -> "Origin":

@@ -40,7 +40,7 @@ def _read_config(config: Json) -> ModelConfig:
 def _table(config: ModelConfig) -> list[Row]:
     return [
         *whole.text_table(config),
-        *prefixed(siglip.vision_table(config.vision), "vision_tower."),
+        *prefixed(siglip.vision_table(config.vision), whole.CLIP_TOWER),
         *towers.dense("multi_modal_projector.linear", "projector/linear"),
     ]
 

@@ -1,10 +1,13 @@
 """From a picture to what a pretrained vision tower takes, by the settings in the checkpoint's own files.
 
-The work is that of transformers' Pillow image processors, which need no torch. Their last two steps, scaling and
-normalising, are left to the device: an image stays bytes until it is there.
+The work is that of transformers' Pillow image processors, which need no torch, or of torchvision's reference
+transforms. Their last two steps, scaling and normalising, are left to the device: an image stays bytes until it is
+there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,11 +15,22 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxfusion.config.model import ModelConfig, ResNetConfig, VGGConfig, Vision, ViTConfig
+from jaxfusion.config.model import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelConfig,
+    ResNetConfig,
+    VGGConfig,
+    Vision,
+    ViTConfig,
+)
+from jaxfusion.data.images import to_rgb
 from jaxfusion.errors import UserError
 from jaxfusion.pretrained.checkpoint import read_json
+from jaxfusion.pretrained.torchvision import MODEL_TYPES
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # the second is what transformers 5 writes
+RESIZED, CROPPED = 256, 224  # torchvision's sides; some of its newer weights were evaluated with another first one
 Triple = tuple[float, float, float]
 
 
@@ -26,19 +40,20 @@ class Pixels:
 
     image_size: side of the square that comes out.
     mean, std:  of the values over 255, as the vision configs take them.
+    prepare:    from a picture of any mode and size to uint8[image_size, image_size, 3].
     """
 
     image_size: int
     mean: Triple
     std: Triple
-    processor: Any = field(repr=False)
+    prepare: Callable[[Image.Image], np.ndarray] = field(repr=False)
 
     def __call__(self, image: Image.Image | UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "H W 3"]:
         """Resized and cropped to the bytes that the reference scales and normalises.
 
         image: grey, RGB or with an alpha channel, under which white is laid.
         """
-        return _run(self.processor, image)[0].transpose(1, 2, 0)
+        return self.prepare(_picture(image))
 
     def fit(self, config: ViTConfig | ResNetConfig | VGGConfig) -> ViTConfig | ResNetConfig | VGGConfig:
         """The tower for these images. A ViT resizes its table of positions where that is for another size."""
@@ -48,11 +63,14 @@ class Pixels:
         return replace(config, **settings)
 
 
-def read_pixels(path: Path) -> Pixels | None:
+def read_pixels(path: Path, model_type: str = "") -> Pixels | None:
     """The settings in a checkpoint's directory; None where it has none.
 
+    model_type: of the checkpoint; torchvision's have no files, and their settings are the same for all.
     Raises UserError, by the field's name, for what does not end in one square RGB picture of a fixed size.
     """
+    if model_type in MODEL_TYPES:
+        return Pixels(CROPPED, IMAGENET_MEAN, IMAGENET_STD, _as_torchvision)
     file = next((path / name for name in FILES if (path / name).is_file()), None)
     settings = {} if file is None else read_json(file)
     if file is not None and file.name == FILES[1]:
@@ -72,7 +90,7 @@ def read_pixels(path: Path) -> Pixels | None:
         processor.do_image_splitting = False  # one tile an image (Idefics3, SmolVLM)
     size = _side(file, processor)
     mean, std = _normalisation(file, processor)
-    return Pixels(size, mean, std, processor)
+    return Pixels(size, mean, std, partial(_as_processor, processor))
 
 
 def fit(config: ModelConfig | Vision, pixels: Pixels | None) -> ModelConfig | Vision:
@@ -84,9 +102,30 @@ def fit(config: ModelConfig | Vision, pixels: Pixels | None) -> ModelConfig | Vi
     return pixels.fit(config)
 
 
-def _run(processor: Any, image: Image.Image | np.ndarray) -> list[np.ndarray]:
-    if isinstance(image, np.ndarray):  # an array could be channels first, if it is small or narrow
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+def _picture(image: Image.Image | np.ndarray) -> Image.Image:
+    """An array as a picture: processors would take one that is small or narrow for channels first."""
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    return image
+
+
+def _as_torchvision(image: Image.Image) -> np.ndarray:
+    """What torchvision's weights of ImageNet were evaluated with: the shorter side to 256, then the middle.
+
+    Source: torchvision.transforms.functional's `resize` and `center_crop`, of a Pillow image.
+    """
+    image = to_rgb(image)
+    shorter = min(image.size)
+    image = image.resize([int(RESIZED * side / shorter) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = (round((side - CROPPED) / 2) for side in image.size)  # halves to the even number, as theirs
+    return np.array(image.crop((left, top, left + CROPPED, top + CROPPED)))
+
+
+def _as_processor(processor: Any, image: Image.Image) -> np.ndarray:
+    return _run(processor, image)[0].transpose(1, 2, 0)
+
+
+def _run(processor: Any, image: Image.Image) -> list[np.ndarray]:
     images = processor(image, do_convert_rgb=True, do_rescale=False, do_normalize=False)["pixel_values"]
     return images[0] if np.ndim(images[0]) == 4 else images  # some give a list of images for each text
 
@@ -97,7 +136,7 @@ def _side(file: Path, processor: Any) -> int:
     shapes = set()
     for width, height in ((3, 5), (900, 400), (400, 900)):
         try:
-            images = _run(processor, np.zeros((height, width, 3), np.uint8))
+            images = _run(processor, Image.new("RGB", (width, height)))
         except Exception as error:
             said = f"{kind} cannot follow its settings ({_first_sentence(error)})"
             _refuse(file, f"image_processor_type: {said}", "correct them")

@@ -7,6 +7,7 @@ from typing import Any
 from jaxfusion.errors import UserError
 
 Shapes = Mapping[str, Sequence[int]]
+RESNET, VGG = MODEL_TYPES = ("torchvision_resnet", "torchvision_vgg")
 
 
 def describe(file: Path, shapes: Shapes) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _resnet(file: Path, shapes: Shapes) -> dict[str, Any]:
     while (depth := _count(shapes, f"layer{len(depths) + 1}.{{}}.conv1.weight", range(1000))) > 0:
         depths.append(depth)
     return {
-        "model_type": "torchvision_resnet",
+        "model_type": RESNET,
         "block": "bottleneck" if bottleneck else "basic",
         "stage_depths": depths,
         "width": width,
@@ -56,7 +57,7 @@ def _vgg(file: Path, shapes: Shapes) -> dict[str, Any]:
         raise UserError(
             f"{file}: features: not the layers of a VGG without batch norm; give weights of vgg11, 13, 16 or 19"
         )
-    return {"model_type": "torchvision_vgg", "stage_depths": depths, "stage_widths": widths}
+    return {"model_type": VGG, "stage_depths": depths, "stage_widths": widths}
 
 
 def _count(shapes: Shapes, name: str, indices: range) -> int:

@@ -14,13 +14,15 @@ from jaxfusion.pretrained.table import Row
 LANGUAGES = {family.model_type: family for family in [*llama.FAMILIES, *gemma.FAMILIES]}
 
 # Every whole model but Idefics3 has its tensors under LLaVA's names. Some files have them under the modules' own names,
-# which begin with "model."; older ones have a "vision_model." in the tower's.
+# which begin with "model."; those of transformers 5 have no "vision_model." in a CLIP's or SigLIP's, which is written
+# because vLLM looks for it, and transformers reads both.
+TOWER, CLIP_TOWER = "vision_tower.", "vision_tower.vision_model."
 ALIASES = (
     ("model.language_model.", "language_model.model."),
-    ("model.vision_tower.vision_model.", "vision_tower."),
-    ("model.vision_tower.", "vision_tower."),
+    ("model.vision_tower.", TOWER),
+    ("model.vision_tower.", CLIP_TOWER),
     ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("vision_tower.vision_model.", "vision_tower."),
+    (TOWER, CLIP_TOWER),
     ("lm_head.", "language_model.lm_head."),
 )
 

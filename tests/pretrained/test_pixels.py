@@ -116,6 +116,28 @@ def test_settings_within_a_processors_file(tmp_path):
     )
 
 
+@pytest.mark.parametrize("model_type", ["torchvision_resnet", "torchvision_vgg"])
+def test_torchvisions_reference_transforms(model_type, tmp_path):
+    """Against Pillow's own: resized so that 256 is the shorter side, and the middle of that."""
+    pixels = read_pixels(tmp_path / "resnet.safetensors", model_type)
+    config = pixels.fit(ResNetConfig(image_size=45))
+    assert (config.image_size, config.mean, config.std) == (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    odd = {f"{size}": pictures()["flower"].resize(size) for size in [(257, 256), (256, 259), (261, 256), (1000, 301)]}
+    for kind, picture in (pictures() | odd).items():
+        width, height = picture.size
+        if kind == "alpha":
+            white = Image.new("RGB", picture.size, "white")
+            white.paste(picture, mask=picture.getchannel("A"))
+            picture = white
+        large = (256, 256 * height // width) if width < height else (256 * width // height, 256)
+        resized = picture.convert("RGB").resize(large, Image.Resampling.BILINEAR)
+        # torchvision rounds where the middle begins, halves to the even number.
+        left, top = ((side - 224) // 2 + ((side - 224) % 4 == 3) for side in large)
+        expected = np.asarray(resized)[top : top + 224, left : left + 224]
+        np.testing.assert_allclose(pixels(picture), expected, atol=int(kind == "alpha"), err_msg=kind)
+        np.testing.assert_array_equal(pixels(np.asarray(picture)), pixels(picture))
+
+
 def test_no_settings(tmp_path):
     assert read_pixels(tmp_path) is None
     (tmp_path / "processor_config.json").write_text("{}")
