@@ -12,6 +12,8 @@ LEAST = {
     "train.learning_rate": 0.0,
     "train.weight_decay": 0.0,
     "train.clip_norm": 0.0,
+    "train.z_loss": 0.0,
+    "train.label_smoothing": 0.0,
     "train.seed": 0,
     "train.checkpoint_every": 0,
     "train.log_every": 0,

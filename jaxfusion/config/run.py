@@ -31,6 +31,8 @@ class TrainConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.05  # on matrices only
     clip_norm: float = 1.0  # of the gradient's global norm
+    z_loss: float = 0.0  # weight of the squared log-normaliser in the loss (PaLM: 1e-4), which keeps logits small
+    label_smoothing: float = 0.0  # share of each target's probability that goes to all classes alike
     trainable: tuple[str, ...] = ("*",)  # globs over parameter paths, as in "projector/*"; the rest is frozen
     seed: int = 0
     checkpoint_every: int = 500

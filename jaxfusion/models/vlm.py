@@ -81,16 +81,18 @@ class VisualLanguageModel(nn.Module):
 
     def __call__(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B T V"]:
         """Logits at every position."""
+        return self.logits(self.features(batch, deterministic))
+
+    def features(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B T D"]:
+        """What the output matrix reads at every position."""
         x, interleaved = self.encode(batch, self.see(batch), deterministic)
         match self.config.decoder:
             case TransformerDecoderConfig():
                 interval = self.decoder_interval(batch)
                 x, _ = self.decoder(x, interval, batch.positions, interleaved=interleaved, deterministic=deterministic)
-                return self.logits(x)
             case PooledClassifierConfig(pool=pool):
-                return self.decoder(pool_segments(x, batch.segment_ids, pool))
-            case _:
-                return self.decoder(x)
+                x = pool_segments(x, batch.segment_ids, pool)
+        return x
 
     def see(self, batch: Batch) -> Float[Array, "B S D"] | None:
         """The row's visual tokens, all images in a line: S = M * K. None where there is nothing to see."""
@@ -146,6 +148,8 @@ class VisualLanguageModel(nn.Module):
         return interval
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        if not isinstance(self.config.decoder, TransformerDecoderConfig):
+            return self.decoder(x)
         logits = self.text_embedding.attend(x) if self.config.decoder.tie_embeddings else self.output(x)
         cap = self.config.decoder.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
@@ -242,9 +246,26 @@ def complete(model: Model, params: Params, rng: Array) -> Params:
 
 def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T V"]:
     """Logits in float32 at every position. Dropout, where the config has any, is on when a dropout_rng is given."""
+    return _run(model, params, batch, dropout_rng, "__call__")
+
+
+def features(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T D"]:
+    """What `output_matrix` reads at every position; their product, bent by the decoder's soft-cap, are the logits."""
+    return _run(model, params, batch, dropout_rng, "features")
+
+
+def output_matrix(model: Model, params: Params) -> Float[Array, "V D"]:
+    """One row for each token or class."""
+    decoder = model.config.decoder
+    if not isinstance(decoder, TransformerDecoderConfig):
+        return params["decoder"]["kernel"].T
+    return params["text_embedding"]["embedding"] if decoder.tie_embeddings else params["output"]["kernel"].T
+
+
+def _run(model: Model, params: Params, batch: Batch, dropout_rng: Array | None, method: str) -> Array:
     batch = jax.tree.map(jnp.asarray, batch)
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
-    return apply(model, params, batch, deterministic=dropout_rng is None, rngs=rngs)
+    return apply(model, params, batch, deterministic=dropout_rng is None, rngs=rngs, method=method)
 
 
 def apply(model: Model, params: Params, *args: Any, **settings: Any) -> Any:

@@ -20,6 +20,9 @@ def train_step(
     state: TrainState,
     batch: Batch,
     axis_name: str | None = None,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
@@ -27,6 +30,7 @@ def train_step(
 
     axis_name: under pmap, the axis whose devices each hold a part of the rows. They add up sums, so the result is that
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
+    z_loss, label_smoothing: as in `CrossEntropy`; what is minimised, and what the metrics call loss.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
         tokens, the positions that are not padding; samples, the segments.
     """
@@ -37,7 +41,8 @@ def train_step(
     trainable, frozen = split(state.params, state.trainable)
 
     def summed_loss(trainable: Params) -> tuple[Float[Array, ""], LossSums]:
-        sums = forward_loss(model, join(trainable, frozen), batch, dropout_rng)
+        params = join(trainable, frozen)
+        sums = forward_loss(model, params, batch, dropout_rng, z_loss=z_loss, label_smoothing=label_smoothing)
         return sums.loss, sums
 
     gradients, sums = jax.grad(summed_loss, has_aux=True)(trainable)

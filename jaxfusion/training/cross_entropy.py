@@ -1,0 +1,228 @@
+"""Cross-entropy straight from the last hidden states, without ever holding all logits.
+
+A chunk of positions at a time: its logits, its loss, and at once its gradient, so that nothing of the chunk outlives
+it (Wijmans et al. 2024 and Liger Kernel, Hsu et al. 2024, do the like). Positions without a loss weight are left out.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jaxtyping import Array, Float, Int, Shaped
+
+# Logits that are held at once, about; a chunk is never fewer positions, or the matrix would be read too often.
+MAX_LOGITS, MIN_POSITIONS = 1 << 25, 256
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """softcap: logits are bent by cap tanh(x / cap) first; 0: they are not.
+    z_loss: weight of the squared log-normaliser (Chowdhery et al. 2022, PaLM).
+    label_smoothing: share of the target's probability that goes to all classes alike (Szegedy et al. 2016).
+    """
+
+    softcap: float = 0.0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+@struct.dataclass
+class LossSums:
+    """Sums over positions: weight * cross-entropy (nats), weight, and weight where the arg max is the target."""
+
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    correct: Float[Array, ""]
+
+    @property
+    def mean_loss(self) -> Float[Array, ""]:
+        return self.loss / jnp.maximum(self.weight, 1e-9)
+
+    @property
+    def accuracy(self) -> Float[Array, ""]:
+        return self.correct / jnp.maximum(self.weight, 1e-9)
+
+
+def linear_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    matrix: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    options: CrossEntropy = CrossEntropy(),
+    max_logits: int = MAX_LOGITS,
+) -> LossSums:
+    """The sums for the logits `hidden @ matrix.T`, which are formed in float32 from operands of hidden's dtype.
+
+    It can be differentiated once, by hidden and matrix; whichever is not asked for costs nothing.
+    max_logits: about how many are held at once; where there are no more in all, they are one chunk.
+    """
+    loss, correct = _sums(options, max_logits, hidden, matrix, targets, weights)
+    return LossSums(loss, jnp.sum(weights), correct)
+
+
+def logits_loss(
+    logits: Float[Array, "*N V"],
+    targets: Int[Array, "*N"],
+    weights: Float[Array, "*N"],
+    options: CrossEntropy = CrossEntropy(),
+) -> LossSums:
+    """The sums for float32 logits that are there already, and bent."""
+    loss, correct, _ = _read(logits, targets, weights, options)
+    return LossSums(loss, jnp.sum(weights), correct)
+
+
+def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) -> tuple[Array, Array, Array]:
+    """(loss, correct, log-normaliser of each position)"""
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    # A sum over a comparison, not a gather: its gradient is one fused pass and not a scatter into all logits.
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    spread = options.label_smoothing
+    likely = (1 - spread) * jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
+    if spread:
+        likely += spread * jnp.mean(logits, axis=-1)
+    losses = normaliser - likely
+    if options.z_loss:
+        losses += options.z_loss * normaliser**2
+    correct = jnp.argmax(logits, axis=-1) == targets
+    return jnp.sum(weights * losses), jnp.sum(weights * correct), normaliser
+
+
+def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, options: CrossEntropy) -> Array:
+    """The gradient of a position's loss by its logits before they are bent, of a block of the classes.
+
+    targets: counted from the block's first class.
+    """
+    share = jnp.exp(logits - normaliser[..., None])
+    if options.z_loss:
+        share *= (1 + 2 * options.z_loss * normaliser)[..., None]
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    by_logits = share - jnp.where(is_target, 1 - options.label_smoothing, 0)
+    if options.label_smoothing:
+        by_logits -= options.label_smoothing / vocab
+    return by_logits * (1 - (logits / options.softcap) ** 2) if options.softcap else by_logits
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(options: CrossEntropy, max_logits: int, *arrays: Array) -> tuple[Array, Array]:
+    return _run(options, max_logits, False, False, *arrays)[:2]
+
+
+def _forward(options: CrossEntropy, max_logits: int, *primals: CustomVJPPrimal) -> tuple[tuple, tuple]:
+    hidden, matrix, *_ = primals
+    loss, correct, *gradients = _run(
+        options, max_logits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
+    )
+    return (loss, correct), tuple(gradients)
+
+
+def _backward(options: CrossEntropy, max_logits: int, gradients: tuple, cotangents: tuple) -> tuple:
+    of_loss = cotangents[0]
+    if isinstance(of_loss, SymbolicZero):
+        return None, None, None, None
+    scaled = [None if g is None else (of_loss * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
+    return *scaled, None, None
+
+
+_sums.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _run(
+    options: CrossEntropy,
+    max_logits: int,
+    for_hidden: bool,
+    for_matrix: bool,
+    hidden: Shaped[Array, "B T D"],
+    matrix: Shaped[Array, "V D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """(loss, correct, gradient of the loss by hidden, by matrix)"""
+    num_rows, num_columns, _ = hidden.shape
+    narrow = matrix.astype(hidden.dtype)
+
+    vocab, width = matrix.shape
+    # Gradients go through the classes in blocks, whose products are small beside the logits.
+    block = min(vocab, max(1, max_logits // (4 * max(width, MIN_POSITIONS))))
+
+    def chunk(hidden: Array, targets: Array, weights: Array, by_matrix: Array | None) -> tuple[Any, ...]:
+        """by_matrix: float32[V, D], to be added to."""
+        logits = jnp.einsum("btd,vd->btv", hidden, narrow, preferred_element_type=jnp.float32)
+        cap = options.softcap
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        loss, correct, normaliser = _read(logits, targets, weights, options)
+
+        def add_block(index: Array, carry: tuple[Array | None, Array | None]) -> tuple[Array | None, Array | None]:
+            by_hidden, by_matrix = carry
+            first = jnp.minimum(index * block, vocab - block)
+            part = jax.lax.dynamic_slice_in_dim(logits, first, block, axis=2)
+            by_logits = _by_logits(part, targets - first, normaliser, vocab, options) * weights[..., None]
+            # The last block begins earlier than it would, and what the one before it has done is done.
+            new = first + jnp.arange(block) >= index * block
+            by_logits = jnp.where(new, by_logits, 0).astype(hidden.dtype)
+            if for_hidden:
+                rows = jax.lax.dynamic_slice_in_dim(narrow, first, block)
+                by_hidden += jnp.einsum("btv,vd->btd", by_logits, rows, preferred_element_type=jnp.float32)
+            if for_matrix:
+                more = jnp.einsum("btv,btd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
+                more += jax.lax.dynamic_slice_in_dim(by_matrix, first, block)
+                by_matrix = jax.lax.dynamic_update_slice_in_dim(by_matrix, more, first, axis=0)
+            return by_hidden, by_matrix
+
+        by_hidden = jnp.zeros(hidden.shape, jnp.float32) if for_hidden else None
+        if for_hidden or for_matrix:
+            by_hidden, by_matrix = _for_each(-(-vocab // block), add_block, (by_hidden, by_matrix))
+        return loss, correct, by_hidden.astype(hidden.dtype) if for_hidden else None, by_matrix
+
+    nothing = jnp.zeros(matrix.shape, jnp.float32) if for_matrix else None
+    step = max(max_logits // matrix.shape[0], MIN_POSITIONS) // num_rows
+    if max(step, 1) >= num_columns:
+        loss, correct, by_hidden, by_matrix = chunk(hidden, targets, weights, nothing)
+    else:
+        arrays = (hidden, targets, weights, nothing)
+        loss, correct, by_hidden, by_matrix = _run_chunks(chunk, max(step, 1), for_hidden, *arrays)
+    return loss, correct, by_hidden, None if by_matrix is None else by_matrix.astype(matrix.dtype)
+
+
+def _for_each(count: int, body: Any, carry: Any) -> Any:
+    return body(0, carry) if count == 1 else jax.lax.fori_loop(0, count, body, carry)
+
+
+def _run_chunks(
+    chunk: Any,
+    step: int,
+    for_hidden: bool,
+    hidden: Shaped[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    by_matrix: Float[Array, "V D"] | None,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """`step` columns of every row at a time, after each row's positions with a weight have been moved to its front."""
+    order = jnp.argsort(weights == 0, axis=1, stable=True)
+    num_chunks = -(-jnp.max(jnp.sum(weights != 0, axis=1)) // step)
+    padding = -hidden.shape[1] % step
+
+    def front(values: Array) -> Array:
+        more = (1,) * (values.ndim - 2)
+        moved = jnp.take_along_axis(values, order.reshape(order.shape + more), axis=1)
+        return jnp.pad(moved, ((0, 0), (0, padding)) + ((0, 0),) * len(more))
+
+    moved = tuple(front(values) for values in (hidden, targets, weights))
+
+    def body(index: Array, carry: tuple) -> tuple:
+        loss, correct, by_hidden, by_matrix = carry
+        parts = (jax.lax.dynamic_slice_in_dim(values, index * step, step, axis=1) for values in moved)
+        more_loss, more_correct, part, by_matrix = chunk(*parts, by_matrix)
+        if for_hidden:
+            by_hidden = jax.lax.dynamic_update_slice_in_dim(by_hidden, part, index * step, axis=1)
+        return loss + more_loss, correct + more_correct, by_hidden, by_matrix
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jnp.zeros_like(moved[0]) if for_hidden else None, by_matrix)
+    loss, correct, by_hidden, by_matrix = jax.lax.fori_loop(0, num_chunks, body, start)
+    if for_hidden:
+        by_hidden = jnp.take_along_axis(by_hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
+    return loss, correct, by_hidden, by_matrix

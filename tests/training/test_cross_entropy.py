@@ -1,0 +1,124 @@
+"""Loss without logits against the plain loss: values and gradients, in chunks and whole, and the memory it takes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfusion.training.cross_entropy import CrossEntropy, linear_cross_entropy, logits_loss
+
+ROWS, COLUMNS, WIDTH, VOCAB = 3, 400, 8, 37
+OPTIONS = {
+    "plain": CrossEntropy(),
+    "z-loss": CrossEntropy(z_loss=0.1),
+    "label smoothing": CrossEntropy(label_smoothing=0.2),
+    "soft-cap": CrossEntropy(softcap=2.0),
+    "all": CrossEntropy(softcap=3.0, z_loss=0.05, label_smoothing=0.1),
+}
+# Logits at once: a chunk has at least 256 positions, so there are five; and the 37 classes go in blocks of four.
+CHUNKED, WHOLE = 1024, 1 << 25
+
+
+def arrays(dtype="float32"):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((ROWS, COLUMNS, WIDTH)), dtype)
+    matrix = jnp.float32(rng.standard_normal((VOCAB, WIDTH)))
+    weights = rng.random((ROWS, COLUMNS)) * (rng.random((ROWS, COLUMNS)) < [[0.7], [0.1], [0.0]])
+    return hidden, matrix, jnp.asarray(rng.integers(0, VOCAB, (ROWS, COLUMNS))), jnp.float32(weights)
+
+
+def plain(options, hidden, matrix, targets, weights):
+    """As it is written in a textbook."""
+    logits = (hidden @ matrix.T).astype(jnp.float32)
+    if options.softcap:
+        logits = options.softcap * jnp.tanh(logits / options.softcap)
+    log_p = jax.nn.log_softmax(logits)
+    smooth = options.label_smoothing
+    truth = (1 - smooth) * jax.nn.one_hot(targets, VOCAB) + smooth / VOCAB
+    losses = -jnp.sum(truth * log_p, -1) + options.z_loss * jax.nn.logsumexp(logits, -1) ** 2
+    return jnp.sum(weights * losses)
+
+
+def distance(ours, theirs) -> float:
+    return float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
+
+
+@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["chunks", "whole"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_values_and_gradients_are_the_plain_losses(name, max_logits):
+    options, (hidden, matrix, targets, weights) = OPTIONS[name], arrays()
+
+    def ours(hidden, matrix):
+        return 3 * linear_cross_entropy(hidden, matrix, targets, weights, options, max_logits).loss
+
+    theirs = jax.value_and_grad(lambda h, m: 3 * plain(options, h, m, targets, weights), argnums=(0, 1))
+    (value, gradients), (expected, wanted) = (
+        jax.jit(f)(hidden, matrix) for f in (jax.value_and_grad(ours, argnums=(0, 1)), theirs)
+    )
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    assert ours(hidden, matrix) == pytest.approx(float(expected), rel=1e-5)
+    assert max(map(distance, gradients, wanted)) < 1e-5
+    assert (np.asarray(gradients[0])[np.asarray(weights) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["chunks", "whole"])
+def test_the_other_sums(max_logits):
+    hidden, matrix, targets, weights = arrays()
+    targets = jnp.where(jnp.arange(COLUMNS) % 2, jnp.argmax(hidden @ matrix.T, -1), targets)
+    sums = linear_cross_entropy(hidden, matrix, targets, weights, max_logits=max_logits)
+    theirs = logits_loss(hidden @ matrix.T, targets, weights)
+    assert sums.weight == theirs.weight
+    assert 0.4 < sums.accuracy < 0.7
+    assert sums.correct == pytest.approx(float(theirs.correct), rel=1e-6)
+
+
+def test_no_weight_at_all_is_no_loss_and_no_gradient():
+    hidden, matrix, targets, weights = arrays()
+    value, gradient = jax.value_and_grad(
+        lambda matrix: linear_cross_entropy(hidden, matrix, targets, 0 * weights, max_logits=CHUNKED).loss
+    )(matrix)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_in_bfloat16_the_sums_are_still_float32():
+    hidden, matrix, targets, weights = arrays("bfloat16")
+
+    def ours(hidden, matrix):
+        return linear_cross_entropy(hidden, matrix, targets, weights, max_logits=CHUNKED).loss
+
+    value, (by_hidden, by_matrix) = jax.value_and_grad(ours, argnums=(0, 1))(hidden, matrix)
+    assert (value.dtype, by_hidden.dtype, by_matrix.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    exact = jax.grad(partial(plain, CrossEntropy()), argnums=1)(hidden.astype(jnp.float32), matrix, targets, weights)
+    assert distance(by_matrix, exact) < 1e-2
+
+
+def dots(function, *arguments) -> int:
+    return str(jax.make_jaxpr(function)(*arguments)).count("dot_general")
+
+
+def test_what_is_frozen_is_not_computed():
+    hidden, matrix, targets, weights = arrays()
+
+    def ours(hidden, matrix):
+        return linear_cross_entropy(hidden, matrix, targets, weights).loss
+
+    assert dots(ours, hidden, matrix) == 1
+    assert dots(jax.grad(ours, argnums=0), hidden, matrix) == 2
+    assert dots(jax.grad(ours, argnums=1), hidden, matrix) == 2
+    assert dots(jax.grad(ours, argnums=(0, 1)), hidden, matrix) == 3
+
+
+def test_memory_does_not_grow_with_positions_times_vocabulary():
+    positions, width, vocab = 8192, 1024, 131_072
+    shapes = [((4, positions // 4, width), "float32"), ((vocab, width), "float32")]
+    shapes += [((4, positions // 4), "int32"), ((4, positions // 4), "float32")]
+
+    def ours(hidden, matrix, targets, weights):
+        return linear_cross_entropy(hidden, matrix, targets, weights).loss
+
+    step = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))
+    compiled = step.lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 4 * positions * vocab
