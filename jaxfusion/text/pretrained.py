@@ -113,7 +113,7 @@ def load_tokenizer(
         image = None
     if image is not None and getattr(tokenizer, "image_token", None) != image.token:
         tokenizer = _open(directory, image_token=image.token)
-    tokenizer.chat_template = chat_template or _chat_template(tokenizer, directory)
+    tokenizer.chat_template = chat_template or _chat_template(tokenizer, directory, sees=image is not None)
     try:
         return PretrainedTokenizer(tokenizer, image, [*saved.get("stop_ids", []), *_stop_ids(directory)])
     except UserError as error:
@@ -152,12 +152,16 @@ def _image_token(tokenizer: Any, directory: Path) -> str | None:
     return next((name for name in (named, ADDED_IMAGE) if name in vocabulary), None)
 
 
-def _chat_template(tokenizer: Any, directory: Path) -> str | None:
-    """The one for plain conversations; older checkpoints of whole models keep it in a file of its own."""
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        return source.get("default")
-    return source or _json(directory / "chat_template.json").get("chat_template")
+def _chat_template(tokenizer: Any, directory: Path, sees: bool) -> str | None:
+    """The one for plain conversations.
+
+    sees: of a model that sees images the processor's own template goes before the tokenizer's, which may know of texts
+          alone, as in transformers' `ProcessorMixin.get_processor_dict`.
+    """
+    places = [_json(directory / name).get("chat_template") for name in ("processor_config.json", "chat_template.json")]
+    places.insert(len(places) if sees else 0, tokenizer.chat_template)  # of chat_template.jinja, or else its config
+    source = next(filter(None, places), None)
+    return source.get("default") if isinstance(source, dict) else source
 
 
 def _stop_ids(directory: Path) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, LlamaTokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, LlavaProcessor, Qwen2Tokenizer
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
@@ -143,6 +143,32 @@ def test_a_chat_template_may_be_in_an_older_place(tmp_path):
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": several}))
     assert load_tokenizer(tmp_path, BLIND).chat_template.source == kinds.LLAVA + "default"
+
+
+def test_a_whole_model_is_asked_as_its_processor_asks(tmp_path):
+    """Not by the tokenizer's template, which may know of texts alone, where there is one for images as well."""
+
+    def ours(config: ModelConfig) -> str:
+        return load_tokenizer(tmp_path, config).chat_template.source
+
+    def check(source: str) -> None:
+        theirs = LlavaProcessor.get_processor_dict(tmp_path)[0]["chat_template"]
+        assert ours(kinds.seeing()) == theirs == source
+
+    kinds.llava(tmp_path, None)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": kinds.CHATML}))
+    assert ours(BLIND) == ours(kinds.seeing()) == kinds.CHATML  # there is no other yet
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": kinds.LLAVA + "json"}))
+    check(kinds.LLAVA + "json")
+    assert ours(BLIND) == kinds.CHATML
+    (tmp_path / "chat_template.jinja").write_text(kinds.LLAVA + "jinja")
+    check(kinds.LLAVA + "json")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": kinds.LLAVA + "config"}))
+    check(kinds.LLAVA + "config")
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "chat_template.json").unlink()
+    check(kinds.LLAVA + "jinja")
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
