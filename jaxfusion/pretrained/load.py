@@ -48,7 +48,9 @@ def load(
     origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
     if isinstance(config, ModelConfig):
         tokenizer = open_family_tokenizer(checkpoint.home, family, config)
-        model = build(with_room_for(tokenizer, replace(config, dtype=dtype)), tokenizer)
+        if tokenizer is not None and (tokenizer.image_id or 0) >= config.text_embedding.vocab_size:
+            config = with_room_for(tokenizer, config)  # and otherwise the table stays what transformers makes of it
+        model = build(replace(config, dtype=dtype), tokenizer)
         model = replace(model, origin=origin, pixels=pixels)
         abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
     else:
@@ -97,7 +99,8 @@ def init_tower(tower: Tower, rng: Array) -> Params:
 
 
 def with_room_for(tokenizer: Tokenizer | None, config: ModelConfig) -> ModelConfig:
-    """With room for tokens that the tokenizer has and the checkpoint's table has not, such as one for images."""
+    """With room for tokens that the tokenizer has and the checkpoint's table has not, such as one for images that was
+    added here."""
     text = config.text_embedding
     if tokenizer is None or tokenizer.vocab_size <= text.vocab_size:
         return config

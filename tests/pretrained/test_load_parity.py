@@ -1,11 +1,13 @@
 """`jaxfusion.load` on directories as they are published: weights, config, tokenizer and image processor together."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -16,6 +18,7 @@ import jaxfusion
 from jaxfusion import main
 from jaxfusion.config import from_dict
 from jaxfusion.config.run import Config
+from jaxfusion.errors import UserError
 from jaxfusion.pretrained.join import expand
 from tests.pretrained import test_whole_parity as whole
 from tests.pretrained.tiny_checkpoints import CHATML, randomise, save_tokenizer
@@ -90,6 +93,30 @@ def assert_same(kind: type, before: Path, after: Path) -> None:
     unread = ("pooler.", "mask_token")
     for name, tensor in after.items():
         assert any(part in name for part in unread) or bool((tensor == before[name]).all()), name
+
+
+def test_a_tokenizer_with_more_ids_does_not_change_a_language_model(tmp_path):
+    """As of Gemma 3's small ones: their tokenizer knows of images, and their table does not."""
+    count = 3 + 256  # of the ids but for the last one
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**whole.TEXT | dict(vocab_size=count)))
+    randomise(theirs).save_pretrained(tmp_path)
+    more = "<image_soft_token>"
+    asks = "{% for message in messages %}{{ message.content }}{% if 'look' in message.content %}%s{% endif %}{% endfor %}"
+    save_tokenizer(tmp_path, chat_template=asks.replace("%s", more))
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["added_tokens"].append(state["added_tokens"][0] | {"id": count, "content": more})
+    path.write_text(json.dumps(state))
+    model, params = jaxfusion.load(tmp_path)
+    assert model.tokenizer.vocab_size == count + 1
+    assert model.config.text_embedding.vocab_size == count
+    logits = jaxfusion.forward(model, params, jaxfusion.Batch.from_tokens(np.array([[5, 6, 7]])))
+    expected = theirs(torch.tensor([[5, 6, 7]])).logits.detach().numpy()
+    assert logits.shape == expected.shape
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert len(jaxfusion.generate(model, params, ["what"], max_new_tokens=2)) == 1
+    with pytest.raises(UserError, match=f"the token {count}, of which the model's vocabulary of {count}"):
+        jaxfusion.generate(model, params, ["look"], max_new_tokens=2)
 
 
 def test_a_whole_model_trains_on_from_the_command_line(small_data, tmp_path):
