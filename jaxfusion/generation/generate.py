@@ -34,7 +34,7 @@ def generate(
 
     prompts: texts; "" where the image alone is the prompt.
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
-    Raises UserError for an unreadable image, a token that the model has no row for, or a prompt longer than its context.
+    Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
     if not prompts:
         return []

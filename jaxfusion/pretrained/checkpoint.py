@@ -121,11 +121,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def family_of(checkpoint: Checkpoint, families: Mapping[str, Family]) -> Family:
-    """The family of the checkpoint's model_type. Raises UserError with the known ones, the nearest first."""
+    """The family of the checkpoint's model_type. Raises UserError with the known ones, the nearest first, and for
+    weights that are quantised."""
     if not checkpoint.config and checkpoint.path.is_file():
         raise UserError(
             f"{checkpoint.path}: there is no config.json beside it, and its tensors are not named as those of "
             "torchvision's ResNet or VGG; copy the config.json that belongs to them there"
+        )
+    if quantised := checkpoint.config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"{checkpoint.path}: config.json: quantization_config: weights quantised by {method} cannot be loaded; "
+            "use the checkpoint that they were made from"
         )
     model_type = checkpoint.config.get("model_type")
     if isinstance(model_type, str) and model_type in families:

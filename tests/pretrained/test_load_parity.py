@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -101,7 +102,9 @@ def test_a_tokenizer_with_more_ids_does_not_change_a_language_model(tmp_path):
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**whole.TEXT | dict(vocab_size=count)))
     randomise(theirs).save_pretrained(tmp_path)
     more = "<image_soft_token>"
-    asks = "{% for message in messages %}{{ message.content }}{% if 'look' in message.content %}%s{% endif %}{% endfor %}"
+    asks = (
+        "{% for message in messages %}{{ message.content }}{% if 'look' in message.content %}%s{% endif %}{% endfor %}"
+    )
     save_tokenizer(tmp_path, chat_template=asks.replace("%s", more))
     path = tmp_path / "tokenizer.json"
     state = json.loads(path.read_text())
@@ -170,3 +173,23 @@ def test_any_tower_joins_any_language_model(rooms, tower, language):
     batch = jaxfusion.Batch.from_tokens(tokens, np.zeros((1, 1, size, size, 3), np.uint8), IMAGE)
     logits = jax.eval_shape(lambda params: jaxfusion.forward(model, params, batch), params)
     assert logits.shape == (*tokens.shape, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+        ("gpt2", ["transformer.h.1.attn.bias", "transformer.h.0.attn.masked_bias"]),
+        ("clip", ["embeddings.position_ids"]),
+        ("vit", ["vit.pooler.dense.weight", "classifier.bias"]),
+        ("dinov2", ["classifier.bias"]),
+    ],
+)
+def test_what_published_files_hold_besides_does_no_harm(rooms, tmp_path, name, extras, capsys):
+    tensors = load_file(rooms / name / "model.safetensors")
+    tensors = {name: value for name, value in tensors.items() if "pooler" not in name}
+    save_file(tensors | dict.fromkeys(extras, np.zeros(3, np.float32)), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((rooms / name / "config.json").read_bytes())
+    _, params = jaxfusion.load(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, jaxfusion.load(rooms / name)[1]))
