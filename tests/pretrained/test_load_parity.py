@@ -21,6 +21,7 @@ from jaxfusion.config import from_dict
 from jaxfusion.config.run import Config
 from jaxfusion.errors import UserError
 from jaxfusion.pretrained.join import expand
+from jaxfusion.pretrained.table import flatten
 from tests.pretrained import test_whole_parity as whole
 from tests.pretrained.tiny_checkpoints import CHATML, randomise, save_tokenizer
 
@@ -193,3 +194,21 @@ def test_what_published_files_hold_besides_does_no_harm(rooms, tmp_path, name, e
     _, params = jaxfusion.load(tmp_path)
     assert capsys.readouterr().err == ""
     assert jax.tree.all(jax.tree.map(np.array_equal, params, jaxfusion.load(rooms / name)[1]))
+
+
+def test_a_dtype_and_shardings_are_looked_at_before_anything_is_read(rooms):
+    for dtype in ("bf16", "float16", None):
+        with pytest.raises(UserError, match=f"dtype: {dtype!r} is none of float32 and bfloat16"):
+            jaxfusion.load(rooms / "llama", dtype=dtype)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    seen = {}
+
+    def shard(path: str, shape: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        seen[path] = shape
+        return here
+
+    _, params = jaxfusion.load(rooms / "llama", dtype="bfloat16", shardings=shard)
+    assert all(leaf.sharding == here for leaf in jax.tree.leaves(params))
+    assert {path: (leaf.shape, leaf.dtype) for path, leaf in flatten(params).items()} == {
+        path: (leaf.shape, leaf.dtype) for path, leaf in seen.items()
+    }
