@@ -258,7 +258,14 @@ def _download(repo: str) -> Path:
     except ModuleNotFoundError:
         raise UserError(f"{repo}: no such directory; to load a hub id, pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(repo, allow_patterns=WANTED_FROM_HUB, ignore_patterns=UNWANTED_FROM_HUB))
+        path = Path(snapshot_download(repo, allow_patterns=WANTED_FROM_HUB, ignore_patterns=UNWANTED_FROM_HUB))
+        if any(path.glob("*.safetensors")):
+            return path
+        reason = "the repository holds no safetensors, and pickled weights are neither loaded nor downloaded"
+        mend = (
+            "convert them once, where you trust them, with transformers' from_pretrained(...).save_pretrained(..., "
+            "safe_serialization=True)"
+        )
     except GatedRepoError:
         reason, mend = "its owner gives it on request", "ask there and log in with `hf auth login`"
     except RepositoryNotFoundError:

@@ -144,7 +144,7 @@ def _check_tied(head: Stored, wanted: Mapping[str, Tensor], stored: Mapping[str,
                 return True
             raise UserError(
                 f"{head} differs from {name}, to which config.json ties it; "
-                'set "tie_word_embeddings" to false in config.json'
+                'set "tie_word_embeddings" to false in config.json, and in its text_config where it has one'
             )
     return False
 

@@ -1,6 +1,5 @@
 """A checkpoint's own tokenizer, read by transformers (which needs no torch for it) from the checkpoint's own files."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from typing import Any
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
+from jaxfusion.pretrained.checkpoint import read_json
 from jaxfusion.text.specials import Specials
 from jaxfusion.text.template import ChatTemplate, ImageTokens
 
@@ -144,9 +144,14 @@ def _open(directory: Path, **settings: str) -> Any:
 def _image_token(tokenizer: Any, directory: Path) -> str | None:
     """The name of the token that stands for an image, where the checkpoint has one."""
     config = _json(directory / "config.json")
-    index = _first(config.get("image_token_id"), config.get("image_token_index"))
-    if index is not None and index < len(tokenizer):
-        return tokenizer.convert_ids_to_tokens(index)
+    for field in ("image_token_id", "image_token_index"):
+        index = config.get(field)
+        if index is not None and (not isinstance(index, int) or index < 0):
+            raise UserError(
+                f"{directory / 'config.json'}: {field}: {index!r} is no token's id; give the id, or remove it"
+            )
+        if index is not None and index < len(tokenizer):
+            return tokenizer.convert_ids_to_tokens(index)
     named = getattr(tokenizer, "image_token", None) or _json(directory / "processor_config.json").get("image_token")
     vocabulary = tokenizer.get_vocab()
     return next((name for name in (named, ADDED_IMAGE) if name in vocabulary), None)
@@ -166,21 +171,25 @@ def _chat_template(tokenizer: Any, directory: Path, sees: bool) -> str | None:
 
 def _stop_ids(directory: Path) -> list[int]:
     """Of generation_config.json, or else of config.json, as `generate` in transformers takes them."""
-    config = _json(directory / "config.json")
-    for settings in (_json(directory / "generation_config.json"), config, config.get("text_config") or {}):
-        match settings.get("eos_token_id"):
-            case int(index):
-                return [index]
-            case list(indices):
-                return indices
+    config, generation = directory / "config.json", directory / "generation_config.json"
+    settings = _json(config)
+    for path, value in (
+        (generation, _json(generation)),
+        (config, settings),
+        (config, settings.get("text_config") or {}),
+    ):
+        given = value.get("eos_token_id")
+        if given is None:
+            continue
+        indices = given if isinstance(given, list) else [given]
+        if not all(isinstance(index, int) for index in indices):
+            raise UserError(f"{path}: eos_token_id: {given!r} is neither a token's id nor a list of them; mend it")
+        return [index for index in indices if index >= 0]  # below it are ids of nothing
     return []
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); restore the file") from error
+    return read_json(path) if path.is_file() else {}
 
 
 def _first(*values: Any) -> Any:

@@ -282,6 +282,17 @@ def test_a_hub_id_is_its_snapshot_in_the_cache(tmp_path):
     assert done.stdout.strip() == str(len(tiny.theirs())), done.stderr
 
 
+def test_a_hub_id_without_safetensors_says_what_to_do(tmp_path):
+    repo, revision = tmp_path / "models--someone--old", "0123456789abcdef0123456789abcdef01234567"
+    (repo / "snapshots" / revision).mkdir(parents=True)
+    (repo / "snapshots" / revision / "config.json").write_text("{}")  # whatever is pickled was not downloaded
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    done = find_offline(tmp_path, "someone/old")
+    assert "someone/old: the repository holds no safetensors, and pickled" in done.stdout, done.stderr
+    assert "save_pretrained" in done.stdout and done.stdout.count("\n") == 1
+
+
 def test_a_hub_id_that_is_not_in_the_cache_is_one_line_offline(tmp_path):
     done = find_offline(tmp_path, "someone/other")
     assert "someone/other: no such directory, not in the hub's cache" in done.stdout, done.stderr

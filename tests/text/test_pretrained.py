@@ -192,6 +192,31 @@ def test_what_cannot_be_read_is_named(tmp_path):
     refused("cannot read its tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("generation_config.json", [], "generation_config.json: a JSON object is wanted, not a list"),
+        ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id: 'x' is neither"),
+        ("generation_config.json", {"eos_token_id": [2, None]}, "eos_token_id: .2, None. is neither"),
+        ("config.json", {"image_token_id": -1}, "config.json: image_token_id: -1 is no token's id; give"),
+        ("config.json", {"image_token_index": "x"}, "config.json: image_token_index: 'x' is no token's id; give"),
+        ("chat_template.json", [], "chat_template.json: a JSON object is wanted, not a list"),
+    ],
+)
+def test_small_files_that_say_nonsense_are_named(tmp_path, name, value, message):
+    kinds.llava(tmp_path)
+    (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=message) as caught:
+        load_tokenizer(tmp_path, kinds.seeing())
+    assert "\n" not in str(caught.value)
+
+
+def test_no_text_stops_at_an_id_of_nothing(tmp_path):
+    kinds.llava(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1, 7]}))
+    assert load_tokenizer(tmp_path, BLIND).stop_ids == (2, 7)
+
+
 def test_no_torch_is_needed_and_none_is_taken(directories):
     code = (
         "import sys; sys.modules['torch'] = None\n"
