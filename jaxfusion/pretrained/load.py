@@ -57,7 +57,7 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
     config = fit(family.read_config(checkpoint.config), pixels)
     origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
     if isinstance(config, ModelConfig):
-        tokenizer = open_family_tokenizer(checkpoint.home, family, config)
+        tokenizer = open_family_tokenizer(checkpoint.home, family, config, bare=family.room == "language")
         if tokenizer is not None and (tokenizer.image_id or 0) >= config.text_embedding.vocab_size:
             config = with_room_for(tokenizer, config)  # and otherwise the table stays what transformers makes of it
         model = build(replace(config, dtype=dtype), tokenizer)
@@ -90,12 +90,12 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype:
     return complete(model, unflatten(leaves), rng)
 
 
-def open_family_tokenizer(path: Path, family: Family, config: ModelConfig) -> Tokenizer | None:
+def open_family_tokenizer(path: Path, family: Family, config: ModelConfig, *, bare: bool = False) -> Tokenizer | None:
     """The tokenizer beside a checkpoint, which lays out images and conversations as its family does; None: there is
-    none."""
+    none. bare: as in `load_tokenizer`; a run teaches its own layout."""
     from jaxfusion.text.pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(path, config, image=family.image)
+    tokenizer = load_tokenizer(path, config, image=family.image, bare=bare)
     if tokenizer is not None and tokenizer.chat_template is None and family.chat_template:
         tokenizer = load_tokenizer(path, config, image=family.image, chat_template=family.chat_template)
     return tokenizer

@@ -11,7 +11,7 @@ from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
 from jaxfusion.pretrained.checkpoint import read_json
 from jaxfusion.text.specials import Specials
-from jaxfusion.text.template import ChatTemplate, ImageTokens
+from jaxfusion.text.template import ChatTemplate, ImageTokens, added_before
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 ADDED_IMAGE = "<image>"  # for a tokenizer that has no token for images
@@ -26,10 +26,13 @@ class PretrainedTokenizer:
     before every text, too. sep_id: the line break. pad_id: eos, since padding carries neither loss nor attention.
     """
 
-    def __init__(self, tokenizer: Any, image: ImageTokens | None, stop_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, image: ImageTokens | None, stop_ids: Iterable[int] = (), bare: bool = False
+    ) -> None:
         """tokenizer: transformers', which has a chat template or none. image: None for a model that sees none.
 
         stop_ids: of the checkpoint; the tokenizer's own eos and the chat template's end of turn come to them.
+        bare:     whether the model has learned no layout, if there is no chat template.
         """
         self._tokenizer, self._image = tokenizer, image
         backend = tokenizer.backend_tokenizer
@@ -42,6 +45,7 @@ class PretrainedTokenizer:
 
         source = tokenizer.chat_template
         self.chat_template = ChatTemplate(source, tokenizer, self._specials, image) if source else None
+        self.prefix = tuple(added_before(tokenizer)) if bare and not source else None
         end_of_turn = self.chat_template.end_of_turn if self.chat_template else None
         known = (_first(tokenizer.eos_token_id, tokenizer.sep_token_id), *stop_ids, vocabulary.get(end_of_turn))
         self.stop_ids = tuple(dict.fromkeys(index for index in known if index is not None))
@@ -76,7 +80,11 @@ class PretrainedTokenizer:
 
     def save(self, directory: Path) -> None:
         """Writes what transformers reads; tokenizer_config.json, by which we know such a directory, comes last."""
-        ours = {"stop_ids": list(self.stop_ids), "image": asdict(self._image) if self._image else None}
+        ours = {
+            "stop_ids": list(self.stop_ids),
+            "image": asdict(self._image) if self._image else None,
+            "bare": self.prefix is not None,
+        }
         self._tokenizer.init_kwargs[OURS] = ours
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as partial:
             self._tokenizer.save_pretrained(partial)
@@ -90,6 +98,7 @@ def load_tokenizer(
     *,
     image: ImageTokens | None = None,
     chat_template: str | None = None,
+    bare: bool = False,
 ) -> PretrainedTokenizer | None:
     """The tokenizer in a checkpoint's directory; None where there is none.
 
@@ -97,6 +106,8 @@ def load_tokenizer(
                    and `vocab_size` tells by how much the model's table may have to grow. None: it is as it was saved.
     image:         how the family writes an image; None: by its image token alone.
     chat_template: Jinja, in place of the checkpoint's own, or where it has none.
+    bare:          whether a model without a chat template has learned no layout of prompts, where the directory was not
+                   written here and says so itself.
     Raises UserError for files that cannot be read, and for a tokenizer that only code of the checkpoint's could run.
     """
     directory = Path(directory)
@@ -115,7 +126,8 @@ def load_tokenizer(
         tokenizer = _open(directory, image_token=image.token)
     tokenizer.chat_template = chat_template or _chat_template(tokenizer, directory, sees=image is not None)
     try:
-        return PretrainedTokenizer(tokenizer, image, [*saved.get("stop_ids", []), *_stop_ids(directory)])
+        stop_ids = [*saved.get("stop_ids", []), *_stop_ids(directory)]
+        return PretrainedTokenizer(tokenizer, image, stop_ids, saved.get("bare", bare))
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
 

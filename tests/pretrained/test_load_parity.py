@@ -18,10 +18,18 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import jaxfusion
 from jaxfusion import main
 from jaxfusion.config import from_dict
+from jaxfusion.config.model import ModelConfig
 from jaxfusion.config.run import Config
+from jaxfusion.data.messages import Message
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Layout, tokenise_prompt
 from jaxfusion.errors import UserError
+from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.join import expand
+from jaxfusion.pretrained.load import open_family_tokenizer
 from jaxfusion.pretrained.table import flatten
+from jaxfusion.text.tokenizer import open_tokenizer
+from tests import checkpoint_tokenizers as kinds
 from tests.pretrained import test_whole_parity as whole
 from tests.pretrained.tiny_checkpoints import CHATML, randomise, save_tokenizer
 
@@ -212,3 +220,47 @@ def test_a_dtype_and_shardings_are_looked_at_before_anything_is_read(rooms):
     assert {path: (leaf.shape, leaf.dtype) for path, leaf in flatten(params).items()} == {
         path: (leaf.shape, leaf.dtype) for path, leaf in seen.items()
     }
+
+
+@pytest.mark.parametrize(("kind", "language"), [("gpt2", "gpt2"), ("llava", "llama"), ("gemma", "gemma2")])
+def test_a_language_model_without_a_chat_template_goes_on_with_the_text(kind, language, tmp_path):
+    """As transformers' `generate` does; the tokenizers of the last two put a bos in front, that of GPT-2 nothing."""
+    getattr(kinds, kind)(tmp_path)
+    for name in ("chat_template.jinja", "config.json", "generation_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    config = LANGUAGES[language].__class__.from_dict(LANGUAGES[language].to_dict() | dict(vocab_size=len(tokenizer)))
+    theirs = randomise(transformers.AutoModelForCausalLM.from_config(config))
+    theirs.save_pretrained(tmp_path)
+    model, params = jaxfusion.load(tmp_path)
+    layout = Layout.of(model.config)
+    for text in ("what is the", " a large\nred", "question"):
+        inputs = tokenizer(text, return_tensors="pt")
+        prompt = tokenise_prompt((Message("user", (text,)),), model.tokenizer, layout)
+        assert prompt.tokens.tolist() == inputs["input_ids"][0].tolist()
+        greedy = transformers.GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+        expected = theirs.generate(**inputs, generation_config=greedy)[0, len(prompt.tokens) :]
+        batch = pack([[prompt]], len(prompt.tokens), 0)
+        tokens = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=12)
+        np.testing.assert_array_equal(np.asarray(tokens)[0], expected.numpy())
+        assert jaxfusion.generate(model, params, [text], max_new_tokens=12) == [
+            model.tokenizer.decode(expected.numpy())
+        ]
+    assert len(tokenise_prompt((Message("user", ("",)),), model.tokenizer, layout).tokens) == 1
+    # Out and in again it is the same.
+    model.tokenizer.save(tmp_path)
+    assert jaxfusion.load(tmp_path)[0].tokenizer.prefix == open_tokenizer(tmp_path).prefix == model.tokenizer.prefix
+
+
+def test_what_a_run_has_trained_is_asked_as_in_training(tmp_path):
+    kinds.gpt2(tmp_path)
+    of_a_run = open_family_tokenizer(tmp_path, FAMILIES["gpt2"], ModelConfig())
+    of_a_run.save(tmp_path)
+    for tokenizer in (
+        of_a_run,
+        open_tokenizer(tmp_path),
+        open_family_tokenizer(tmp_path, FAMILIES["gpt2"], ModelConfig(), bare=True),
+    ):
+        assert tokenizer.prefix is None
+        prompt = tokenise_prompt((Message("user", ("what",)),), tokenizer, Layout(0, "place", "next"))
+        assert prompt.tokens.tolist() == [tokenizer.bos_id, *tokenizer.encode("what"), tokenizer.sep_id]
