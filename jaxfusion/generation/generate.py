@@ -32,8 +32,8 @@ def generate(
 ) -> list[str]:
     """The model's answer to each prompt.
 
-    A prompt is laid out by the checkpoint's chat template, or as the run was trained. A language model from a checkpoint
-    without a chat template goes on with the text itself, as in transformers.
+    A prompt is laid out by the checkpoint's chat template, or as the run was trained. A language model from a
+    checkpoint without a chat template goes on with the text itself, as in transformers.
 
     prompts: texts; "" where the image alone is the prompt.
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.

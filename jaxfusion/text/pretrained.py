@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,14 @@ class PretrainedTokenizer:
         self.eos_id = self.stop_ids[0]
         self.pad_id = _first(tokenizer.pad_token_id, self.eos_id)
         self.bos_id = _first(tokenizer.bos_token_id, tokenizer.cls_token_id, self.eos_id)
-        self.sep_id = _first(tokenizer.sep_token_id, *self.encode("\n")[-1:], self.eos_id)
         self.mask_id = tokenizer.mask_token_id
         self.image_token = image.token if image else None
         self.image_id = vocabulary[image.token] if image else None
+
+    @cached_property
+    def sep_id(self) -> int:
+        own = self._tokenizer.sep_token_id
+        return _first(*(self.encode("\n")[-1:] if own is None else [own]), self.eos_id)
 
     @property
     def eos_token(self) -> str:

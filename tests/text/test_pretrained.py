@@ -217,6 +217,15 @@ def test_no_text_stops_at_an_id_of_nothing(tmp_path):
     assert load_tokenizer(tmp_path, BLIND).stop_ids == (2, 7)
 
 
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_no_vocabulary_is_copied_before_a_text_is_encoded(directories, name):
+    """Which takes seconds for the large ones."""
+    specials = load_tokenizer(directories[name], kinds.seeing())._specials
+    assert "_backend" not in vars(specials)
+    specials.encode("a")
+    assert "_backend" in vars(specials)
+
+
 def test_no_torch_is_needed_and_none_is_taken(directories):
     code = (
         "import sys; sys.modules['torch'] = None\n"
