@@ -1,6 +1,7 @@
 """From a sample to one segment of a row: ids, targets, and where its visual tokens stand.
 
-language model      <bos> [image ...] question <sep> answer <eos>, or as the checkpoint's chat template has it
+language model      <bos> [image ...] question <sep> answer <eos>, or as the checkpoint's chat template has it; a prompt
+                    to a checkpoint that has none, and that no run has trained, is the text alone
 token classifier    <bos> text with <mask>s <eos>             targets: the text without masks
 pooled classifier   <bos> [image ...] text <eos>              target: the class, at the last position
 """
@@ -90,7 +91,9 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
     """User and assistant in turn; None stands for the answer that is not there yet. Loss is on answers alone."""
     said = [message for message in messages if message is not None]
     images = [image.value for message in said for image in message.images]
-    if tokenizer.chat_template is None:
+    if tokenizer.prefix is not None and len(messages) == 2 and messages[1] is None:
+        tokens, learned = _bare(said[0], tokenizer, layout)
+    elif tokenizer.chat_template is None:
         tokens, learned = _fixed(said, tokenizer, layout)
     else:
         tokens, learned = chat.lay_out(said, tokenizer, layout.positions_per_image, messages[-1] is None)
@@ -104,6 +107,13 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
         tokenizer,
         layout,
     )
+
+
+def _bare(message: Message, tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
+    """For a model to go on with, as transformers would ask it."""
+    ids, hidden = _parts(message.parts, tokenizer, layout)
+    tokens = [*tokenizer.prefix, *chat.hide(ids, hidden, tokenizer)] or [tokenizer.bos_id]
+    return chat.LaidOut(np.array(tokens, np.int32), np.zeros(len(tokens), bool))
 
 
 def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:

@@ -32,9 +32,12 @@ def generate(
 ) -> list[str]:
     """The model's answer to each prompt.
 
+    A prompt is laid out by the checkpoint's chat template, or as the run was trained. A language model from a
+    checkpoint without a chat template goes on with the text itself, as in transformers.
+
     prompts: texts; "" where the image alone is the prompt.
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
-    Raises UserError for an unreadable image, or a prompt longer than the model's context.
+    Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
     if not prompts:
         return []
@@ -68,6 +71,12 @@ def answer_messages(
         raise UserError("the model has no tokenizer; load it from a workdir, or give one to build(config, tokenizer)")
     layout, tokenizer = Layout.of(model.config), model.tokenizer
     segments = [tokenise_prompt(messages, tokenizer, layout) for messages in conversations]
+    vocab_size = model.config.text_embedding.vocab_size
+    if beyond := {int(index) for segment in segments for index in segment.tokens if index >= vocab_size}:
+        raise UserError(
+            f"a prompt holds the token {min(beyond)}, of which the model's vocabulary of {vocab_size} knows nothing; "
+            "use a chat template and texts without it"
+        )
     longest = max(len(segment.tokens) for segment in segments)
     context = model.config.text_embedding.max_positions
     if longest + max_new_tokens > context:

@@ -121,11 +121,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def family_of(checkpoint: Checkpoint, families: Mapping[str, Family]) -> Family:
-    """The family of the checkpoint's model_type. Raises UserError with the known ones, the nearest first."""
+    """The family of the checkpoint's model_type. Raises UserError with the known ones, the nearest first, and for
+    weights that are quantised."""
     if not checkpoint.config and checkpoint.path.is_file():
         raise UserError(
             f"{checkpoint.path}: there is no config.json beside it, and its tensors are not named as those of "
             "torchvision's ResNet or VGG; copy the config.json that belongs to them there"
+        )
+    if quantised := checkpoint.config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"{checkpoint.path}: config.json: quantization_config: weights quantised by {method} cannot be loaded; "
+            "use the checkpoint that they were made from"
         )
     model_type = checkpoint.config.get("model_type")
     if isinstance(model_type, str) and model_type in families:
@@ -251,7 +258,14 @@ def _download(repo: str) -> Path:
     except ModuleNotFoundError:
         raise UserError(f"{repo}: no such directory; to load a hub id, pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(repo, allow_patterns=WANTED_FROM_HUB, ignore_patterns=UNWANTED_FROM_HUB))
+        path = Path(snapshot_download(repo, allow_patterns=WANTED_FROM_HUB, ignore_patterns=UNWANTED_FROM_HUB))
+        if any(path.glob("*.safetensors")):
+            return path
+        reason = "the repository holds no safetensors, and pickled weights are neither loaded nor downloaded"
+        mend = (
+            "convert them once, where you trust them, with transformers' from_pretrained(...).save_pretrained(..., "
+            "safe_serialization=True)"
+        )
     except GatedRepoError:
         reason, mend = "its owner gives it on request", "ask there and log in with `hf auth login`"
     except RepositoryNotFoundError:

@@ -39,6 +39,6 @@ def _table(config: ModelConfig) -> list[Row]:
     ]
 
 
-IGNORED = ("*.rotary_emb.inv_freq", "*.position_ids")
+IGNORED = ("*.rotary_emb.*", "*.position_ids")
 IMAGE = ImageTokens("<image>", "<image>", "<fake_token_around_image><global-img>", "<fake_token_around_image>")
 FAMILIES = [Family(name, "whole", _read_config, _table, IGNORED, image=IMAGE) for name in ("idefics3", "smolvlm")]

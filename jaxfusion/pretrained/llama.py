@@ -15,7 +15,7 @@ from jaxfusion.pretrained.fields import Json
 from jaxfusion.pretrained.table import Row
 
 ALIASES = tuple((name, f"model.{name}") for name in ("embed_tokens.", "layers.", "norm."))  # saved without its head
-IGNORED = ("*.rotary_emb.inv_freq",)  # a buffer in older files
+IGNORED = ("*.rotary_emb.*",)  # buffers in older files
 
 LLAMA = dict(
     vocab_size=32000,

@@ -71,7 +71,7 @@ def _table(config: ModelConfig) -> list[Row]:
 
 
 IGNORED = (
-    "*.rotary_emb.inv_freq",
+    "*.rotary_emb.*",
     "*.position_ids",
     "vision_tower.*head.*",
     "vision_tower.*pooler.*",

@@ -1,54 +1,66 @@
 """Checkpoints to models: a whole one, a single tower, or the rooms of a joined model."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxfusion.config.model import ModelConfig
+from jaxfusion.errors import UserError
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params, build, complete, init
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.origin import Origin, Room
-from jaxfusion.pretrained.stream import Report, read_params
+from jaxfusion.pretrained.stream import Report, place, read_params
 from jaxfusion.pretrained.table import flatten, unflatten
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.workdir import is_run, load_run
 
+Dtype = Literal["float32", "bfloat16"]
+DTYPES = get_args(Dtype)
+Shardings = Sharding | Mapping[str, Any] | Callable[[str, jax.ShapeDtypeStruct], Sharding] | None
 
-def load(
-    source: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32", shardings: Any = None
-) -> tuple[Model | Tower, Params]:
+
+def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings = None) -> tuple[Model | Tower, Params]:
     """The model of a run or of a checkpoint, and its parameters as they stream from the files onto their shards.
 
     source:    a run's directory, a directory with a transformers config.json and safetensors, a .safetensors file with
                a config.json beside it or of torchvision's, or a hub id. A vision tower gives a `Tower`, for `see`.
     dtype:     of the parameters and of the computation.
-    shardings: of the parameters, a tree as they are or one for all; None puts them on the default device.
-    Raises UserError, before any weight is read, for whatever is missing, broken or unknown.
+    shardings: of the parameters: a tree as they are, one for all, or a function of a parameter's path, such as
+               "decoder/layers/mlp/up/kernel", and its jax.ShapeDtypeStruct; None puts them on the default device.
+    Raises UserError, before any weight is read, for whatever is missing, broken or unknown, or does not fit.
     """
     from jaxfusion.pretrained.pixels import fit, read_pixels
 
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is none of {' and '.join(DTYPES)}; load it in one of them")
     if is_run(Path(source)):
         model, params = load_run(source)
         model = replace(model, config=replace(model.config, dtype=dtype))
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return model, params if shardings is None else jax.device_put(params, shardings)
+        if shardings is not None:
+            placed = place(flatten(jax.eval_shape(lambda: params)), shardings)
+            params = jax.device_put(params, unflatten({path: shape.sharding for path, shape in placed.items()}))
+        return model, params
     checkpoint = open_checkpoint(source)
     family = family_of(checkpoint, FAMILIES)
     pixels = read_pixels(checkpoint.home, family.model_type) if family.room in ("vision", "whole") else None
     config = fit(family.read_config(checkpoint.config), pixels)
     origin = Origin.read({"vision" if family.room == "vision" else "model": checkpoint.path})
     if isinstance(config, ModelConfig):
-        tokenizer = open_family_tokenizer(checkpoint.home, family, config)
-        model = build(with_room_for(tokenizer, replace(config, dtype=dtype)), tokenizer)
+        tokenizer = open_family_tokenizer(checkpoint.home, family, config, bare=family.room == "language")
+        if tokenizer is not None and (tokenizer.image_id or 0) >= config.text_embedding.vocab_size:
+            config = with_room_for(tokenizer, config)  # and otherwise the table stays what transformers makes of it
+        model = build(replace(config, dtype=dtype), tokenizer)
         model = replace(model, origin=origin, pixels=pixels)
         abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
     else:
@@ -78,12 +90,12 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype:
     return complete(model, unflatten(leaves), rng)
 
 
-def open_family_tokenizer(path: Path, family: Family, config: ModelConfig) -> Tokenizer | None:
+def open_family_tokenizer(path: Path, family: Family, config: ModelConfig, *, bare: bool = False) -> Tokenizer | None:
     """The tokenizer beside a checkpoint, which lays out images and conversations as its family does; None: there is
-    none."""
+    none. bare: as in `load_tokenizer`; a run teaches its own layout."""
     from jaxfusion.text.pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(path, config, image=family.image)
+    tokenizer = load_tokenizer(path, config, image=family.image, bare=bare)
     if tokenizer is not None and tokenizer.chat_template is None and family.chat_template:
         tokenizer = load_tokenizer(path, config, image=family.image, chat_template=family.chat_template)
     return tokenizer
@@ -97,7 +109,8 @@ def init_tower(tower: Tower, rng: Array) -> Params:
 
 
 def with_room_for(tokenizer: Tokenizer | None, config: ModelConfig) -> ModelConfig:
-    """With room for tokens that the tokenizer has and the checkpoint's table has not, such as one for images."""
+    """With room for tokens that the tokenizer has and the checkpoint's table has not, such as one for images that was
+    added here."""
     text = config.text_embedding
     if tokenizer is None or tokenizer.vocab_size <= text.vocab_size:
         return config

@@ -1,5 +1,6 @@
 """Which tensor of a checkpoint is which of the model's, and that they fit, from the headers alone."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,7 +23,7 @@ LEGACY = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNor
 class Report:
     """What was read, for people: print it.
 
-    surplus: names in the files that the model has no use for.
+    surplus: names in the files that the model has no use for, of parts that it does not have.
     ignored: those that the family is known to have no use for, and copies of tied embeddings.
     grown:   names whose vocabulary was smaller than the model's, with the number of new rows.
     num_bytes: of the tensors that were read, as they are in the files. seconds: of reading them.
@@ -86,14 +87,31 @@ def match(
             tied = name.endswith(HEAD) and _check_tied(tensor, wanted, stored)
             known = tied or any(fnmatchcase(name, glob) for glob in ignored)
             (report.ignored if known else report.surplus).append(tensor.name)
+    stems = tuple({_stem(row.name) for row in rows})
+    if strange := [name for name in report.surplus if any(n.startswith(stems) for n in _names(name, aliases))]:
+        raise UserError(
+            f"{checkpoint.path}: {len(strange)} tensors belong to parts that the model has, and config.json asks for "
+            f"no such: {_some(strange)}; use the config.json that belongs to these weights"
+        )
     return [Match(tensor, stored[name]) for name, tensor in wanted.items()], report
 
 
+def _stem(name: str) -> str:
+    """What the names of all that belongs to the same module begin with, or to any layer of the same stack."""
+    numbered = re.match(r"(.*?\.)(\{layer\}|\d+)\.", name)
+    return numbered[1] if numbered else name.rpartition(".")[0] + "."
+
+
 def _canonical(name: str, wanted: Mapping[str, Tensor], aliases: Sequence[tuple[str, str]]) -> str:
+    names = _names(name, aliases)
+    return next((known for known in names if known in wanted), names[1] if len(names) > 1 else names[0])
+
+
+def _names(name: str, aliases: Sequence[tuple[str, str]]) -> list[str]:
+    """All that a tensor in a file may be called in a table, its own name first."""
     for old, new in LEGACY.items():
         name = name.removesuffix(old) + new if name.endswith(old) else name
-    named = [canonical + name.removeprefix(prefix) for prefix, canonical in aliases if name.startswith(prefix)]
-    return next((known for known in (name, *named) if known in wanted), named[0] if named else name)
+    return [name, *(canonical + name.removeprefix(prefix) for prefix, canonical in aliases if name.startswith(prefix))]
 
 
 def _check(stored: Stored, wanted: Tensor) -> int:
@@ -126,7 +144,7 @@ def _check_tied(head: Stored, wanted: Mapping[str, Tensor], stored: Mapping[str,
                 return True
             raise UserError(
                 f"{head} differs from {name}, to which config.json ties it; "
-                'set "tie_word_embeddings" to false in config.json'
+                'set "tie_word_embeddings" to false in config.json, and in its text_config where it has one'
             )
     return False
 

@@ -42,13 +42,16 @@ def read_params(
     abstract:  `jax.eval_shape` of the parameters, or of a part that has all the rows' leaves. Of a leaf that has a
                sharding, this process reads its own devices' part.
     dtype:     of every leaf; None leaves it to `abstract`.
-    shardings: a tree as `abstract`, or one for all; None leaves it to `abstract`.
+    shardings: a tree as `abstract`, one for all, or a function (path, jax.ShapeDtypeStruct) -> sharding, of paths such
+               as "decoder/layers/mlp/up/kernel"; None leaves it to `abstract`.
     ignored, aliases: as in `Family`.
-    Raises UserError before any weight is read for tensors that are missing, or wrong in shape or dtype; and as soon as
-    it is read for one that holds an infinity or a NaN.
+    Raises UserError before any weight is read for tensors that are missing, or wrong in shape or dtype, and for
+    shardings that do not fit; and as soon as it is read for one that holds an infinity or a NaN.
     """
     start = time.perf_counter()
-    shapes = _place(abstract, {path for row in rows for path in row.paths}, dtype, shardings)
+    leaves, paths = flatten(abstract), sorted({path for row in rows for path in row.paths})
+    shapes = {path: _with_dtype(leaves[path], dtype) for path in paths}
+    shapes = place(shapes, shardings)
     matches, report = match(checkpoint, rows, shapes, ignored=ignored, aliases=aliases)
     leaves = {path: make_leaf(shape) for path, shape in shapes.items()}
     # The largest first: they are the ones to have in memory twice, so best while there is nothing else.
@@ -62,22 +65,43 @@ def read_params(
     return unflatten(params), report
 
 
-def _place(
-    abstract: Params, paths: set[str], dtype: DTypeLike | None, shardings: Any
-) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = flatten(abstract)
+def _with_dtype(shape: jax.ShapeDtypeStruct, dtype: DTypeLike | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype if dtype is None else dtype, sharding=shape.sharding)
+
+
+def place(shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape with its sharding, for the shardings that `read_params` takes.
+
+    Raises UserError, by the parameter's name, for what is no sharding or does not fit the shape.
+    """
+    if shardings is None:
+        return dict(shapes)
     if isinstance(shardings, Sharding):
-        shardings = dict.fromkeys(paths, shardings)
-    elif shardings is not None:
-        shardings = flatten(shardings)
-    return {
-        path: jax.ShapeDtypeStruct(
-            shapes[path].shape,
-            shapes[path].dtype if dtype is None else dtype,
-            sharding=shapes[path].sharding if shardings is None else shardings[path],
+        found = dict.fromkeys(shapes, shardings)
+    elif callable(shardings):
+        found = {path: shardings(path, shape) for path, shape in shapes.items()}
+    elif isinstance(shardings, Mapping):
+        found = flatten(shardings)
+    else:
+        raise UserError(
+            f"shardings: a {type(shardings).__name__} is none; give a Sharding, a tree of them, or a function"
         )
-        for path in sorted(paths)
-    }
+    return {path: _placed(path, shape, found) for path, shape in shapes.items()}
+
+
+def _placed(path: str, shape: jax.ShapeDtypeStruct, found: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+    if path not in found:
+        raise UserError(f"shardings: {path}: there is none for it; give one for every parameter, or a function")
+    sharding = found[path]
+    if not isinstance(sharding, Sharding | None):
+        raise UserError(f"shardings: {path}: {sharding!r} is a {type(sharding).__name__}, and a jax Sharding is wanted")
+    try:
+        if sharding is not None:
+            sharding.shard_shape(shape.shape)  # which tells whether its axes divide
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"shardings: {path} of shape {shape.shape}: {reason}; give it another one") from None
 
 
 def _read(match: Match, leaves: Mapping[str, Leaf]) -> None:

@@ -41,9 +41,12 @@ Part = TypeVar("Part")
 def read_part(config: Json, field: str, readers: Mapping[str, Callable[[Json], Part]]) -> Part:
     """What a field of config.json describes, read by its model_type: the first of the readers where it names none.
 
-    Raises UserError for another model_type, and the reader's with the field before its own.
+    Raises UserError for another model_type, the reader's with the field before its own, and where there is nothing:
+    then transformers makes up a part of the whole model's own, which is not what its model_type alone would be.
     """
-    part = config.get(field) or {}
+    part = config.get(field)
+    if not part:
+        fields.refuse(field, "it is missing; copy the config.json that belongs to these weights")
     model_type = part.get("model_type") or next(iter(readers))
     if model_type not in readers:
         fields.refuse(f"{field}.model_type", f"{model_type!r} cannot stand here; known are {', '.join(readers)}")

@@ -1,17 +1,18 @@
 """A checkpoint's own tokenizer, read by transformers (which needs no torch for it) from the checkpoint's own files."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
+from jaxfusion.pretrained.checkpoint import read_json
 from jaxfusion.text.specials import Specials
-from jaxfusion.text.template import ChatTemplate, ImageTokens
+from jaxfusion.text.template import ChatTemplate, ImageTokens, added_before
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 ADDED_IMAGE = "<image>"  # for a tokenizer that has no token for images
@@ -26,10 +27,13 @@ class PretrainedTokenizer:
     before every text, too. sep_id: the line break. pad_id: eos, since padding carries neither loss nor attention.
     """
 
-    def __init__(self, tokenizer: Any, image: ImageTokens | None, stop_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, image: ImageTokens | None, stop_ids: Iterable[int] = (), bare: bool = False
+    ) -> None:
         """tokenizer: transformers', which has a chat template or none. image: None for a model that sees none.
 
         stop_ids: of the checkpoint; the tokenizer's own eos and the chat template's end of turn come to them.
+        bare:     whether the model has learned no layout, if there is no chat template.
         """
         self._tokenizer, self._image = tokenizer, image
         backend = tokenizer.backend_tokenizer
@@ -42,6 +46,7 @@ class PretrainedTokenizer:
 
         source = tokenizer.chat_template
         self.chat_template = ChatTemplate(source, tokenizer, self._specials, image) if source else None
+        self.prefix = tuple(added_before(tokenizer)) if bare and not source else None
         end_of_turn = self.chat_template.end_of_turn if self.chat_template else None
         known = (_first(tokenizer.eos_token_id, tokenizer.sep_token_id), *stop_ids, vocabulary.get(end_of_turn))
         self.stop_ids = tuple(dict.fromkeys(index for index in known if index is not None))
@@ -50,10 +55,14 @@ class PretrainedTokenizer:
         self.eos_id = self.stop_ids[0]
         self.pad_id = _first(tokenizer.pad_token_id, self.eos_id)
         self.bos_id = _first(tokenizer.bos_token_id, tokenizer.cls_token_id, self.eos_id)
-        self.sep_id = _first(tokenizer.sep_token_id, *self.encode("\n")[-1:], self.eos_id)
         self.mask_id = tokenizer.mask_token_id
         self.image_token = image.token if image else None
         self.image_id = vocabulary[image.token] if image else None
+
+    @cached_property
+    def sep_id(self) -> int:
+        own = self._tokenizer.sep_token_id
+        return _first(*(self.encode("\n")[-1:] if own is None else [own]), self.eos_id)
 
     @property
     def eos_token(self) -> str:
@@ -76,7 +85,11 @@ class PretrainedTokenizer:
 
     def save(self, directory: Path) -> None:
         """Writes what transformers reads; tokenizer_config.json, by which we know such a directory, comes last."""
-        ours = {"stop_ids": list(self.stop_ids), "image": asdict(self._image) if self._image else None}
+        ours = {
+            "stop_ids": list(self.stop_ids),
+            "image": asdict(self._image) if self._image else None,
+            "bare": self.prefix is not None,
+        }
         self._tokenizer.init_kwargs[OURS] = ours
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as partial:
             self._tokenizer.save_pretrained(partial)
@@ -90,6 +103,7 @@ def load_tokenizer(
     *,
     image: ImageTokens | None = None,
     chat_template: str | None = None,
+    bare: bool = False,
 ) -> PretrainedTokenizer | None:
     """The tokenizer in a checkpoint's directory; None where there is none.
 
@@ -97,6 +111,8 @@ def load_tokenizer(
                    and `vocab_size` tells by how much the model's table may have to grow. None: it is as it was saved.
     image:         how the family writes an image; None: by its image token alone.
     chat_template: Jinja, in place of the checkpoint's own, or where it has none.
+    bare:          whether a model without a chat template has learned no layout of prompts, where the directory was not
+                   written here and says so itself.
     Raises UserError for files that cannot be read, and for a tokenizer that only code of the checkpoint's could run.
     """
     directory = Path(directory)
@@ -113,9 +129,10 @@ def load_tokenizer(
         image = None
     if image is not None and getattr(tokenizer, "image_token", None) != image.token:
         tokenizer = _open(directory, image_token=image.token)
-    tokenizer.chat_template = chat_template or _chat_template(tokenizer, directory)
+    tokenizer.chat_template = chat_template or _chat_template(tokenizer, directory, sees=image is not None)
     try:
-        return PretrainedTokenizer(tokenizer, image, [*saved.get("stop_ids", []), *_stop_ids(directory)])
+        stop_ids = [*saved.get("stop_ids", []), *_stop_ids(directory)]
+        return PretrainedTokenizer(tokenizer, image, stop_ids, saved.get("bare", bare))
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
 
@@ -144,39 +161,52 @@ def _open(directory: Path, **settings: str) -> Any:
 def _image_token(tokenizer: Any, directory: Path) -> str | None:
     """The name of the token that stands for an image, where the checkpoint has one."""
     config = _json(directory / "config.json")
-    index = _first(config.get("image_token_id"), config.get("image_token_index"))
-    if index is not None and index < len(tokenizer):
-        return tokenizer.convert_ids_to_tokens(index)
+    for field in ("image_token_id", "image_token_index"):
+        index = config.get(field)
+        if index is not None and (not isinstance(index, int) or index < 0):
+            raise UserError(
+                f"{directory / 'config.json'}: {field}: {index!r} is no token's id; give the id, or remove it"
+            )
+        if index is not None and index < len(tokenizer):
+            return tokenizer.convert_ids_to_tokens(index)
     named = getattr(tokenizer, "image_token", None) or _json(directory / "processor_config.json").get("image_token")
     vocabulary = tokenizer.get_vocab()
     return next((name for name in (named, ADDED_IMAGE) if name in vocabulary), None)
 
 
-def _chat_template(tokenizer: Any, directory: Path) -> str | None:
-    """The one for plain conversations; older checkpoints of whole models keep it in a file of its own."""
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        return source.get("default")
-    return source or _json(directory / "chat_template.json").get("chat_template")
+def _chat_template(tokenizer: Any, directory: Path, sees: bool) -> str | None:
+    """The one for plain conversations.
+
+    sees: of a model that sees images the processor's own template goes before the tokenizer's, which may know of texts
+          alone, as in transformers' `ProcessorMixin.get_processor_dict`.
+    """
+    places = [_json(directory / name).get("chat_template") for name in ("processor_config.json", "chat_template.json")]
+    places.insert(len(places) if sees else 0, tokenizer.chat_template)  # of chat_template.jinja, or else its config
+    source = next(filter(None, places), None)
+    return source.get("default") if isinstance(source, dict) else source
 
 
 def _stop_ids(directory: Path) -> list[int]:
     """Of generation_config.json, or else of config.json, as `generate` in transformers takes them."""
-    config = _json(directory / "config.json")
-    for settings in (_json(directory / "generation_config.json"), config, config.get("text_config") or {}):
-        match settings.get("eos_token_id"):
-            case int(index):
-                return [index]
-            case list(indices):
-                return indices
+    config, generation = directory / "config.json", directory / "generation_config.json"
+    settings = _json(config)
+    for path, value in (
+        (generation, _json(generation)),
+        (config, settings),
+        (config, settings.get("text_config") or {}),
+    ):
+        given = value.get("eos_token_id")
+        if given is None:
+            continue
+        indices = given if isinstance(given, list) else [given]
+        if not all(isinstance(index, int) for index in indices):
+            raise UserError(f"{path}: eos_token_id: {given!r} is neither a token's id nor a list of them; mend it")
+        return [index for index in indices if index >= 0]  # below it are ids of nothing
     return []
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); restore the file") from error
+    return read_json(path) if path.is_file() else {}
 
 
 def _first(*values: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,10 +30,16 @@ class Specials:
         longest_first = sorted(map(re.escape, names), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first) or r"(?!)")
         self._quoted = re.compile(f"x{salt}q[0-9]+x")
-        self._backend = _renamed(backend, self._secrets)
+        self._original = backend
+
+    @cached_property
+    def _backend(self) -> "tokenizers.Tokenizer":
+        """Made when it is first asked, for a large vocabulary takes seconds, and not all who load weights encode."""
+        backend = _renamed(self._original, self._secrets)
         for name, secret in self._secrets.items():
-            if self._backend.token_to_id(secret) != backend.token_to_id(name):
+            if backend.token_to_id(secret) != self._original.token_to_id(name):
                 raise ValueError(f"{name!r} has another id in a copy of its tokenizer")
+        return backend
 
     def secret(self, name: str) -> str:
         """What stands for a special token in disguised text."""
@@ -79,7 +86,7 @@ def _renamed(backend: "tokenizers.Tokenizer", names: Mapping[str, str]) -> "toke
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     if "merges" in model:  # one that makes a special token of text, or uses it, is never wanted
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        model["merges"] = [[a, b] for a, b in pairs if not names.keys() & {a, b, a + b}]
+        model["merges"] = [[a, b] for a, b in pairs if not (a in names or b in names or a + b in names)]
     if "unk_token" in model:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     return Tokenizer.from_str(json.dumps(state))

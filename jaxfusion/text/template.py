@@ -46,7 +46,7 @@ class ChatTemplate:
         self.specials = specials
         self._tokenizer, self._image = tokenizer, image
         self._content = self._content_kind()
-        self._before = _added_before(tokenizer) if image else []
+        self._before = added_before(tokenizer) if image else []
         self.end_of_turn = self._end_of_turn()
 
     def render(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
@@ -129,7 +129,7 @@ class ChatTemplate:
         return self.specials.first(self.render(turns, add_generation_prompt=False).rpartition(PROBE)[2])
 
 
-def _added_before(tokenizer: Any) -> list[int]:
+def added_before(tokenizer: Any) -> list[int]:
     """What the tokenizer itself puts in front of a text."""
     with_added, plain = (tokenizer(PROBE, add_special_tokens=added)["input_ids"] for added in (True, False))
     return with_added[: next(place for place in range(len(with_added)) if with_added[place:][: len(plain)] == plain)]

@@ -18,6 +18,8 @@ class Tokenizer(Protocol):
     image_id:      stands for one visual token; None where the model sees no images.
     mask_id:       stands for a hidden token; None where the model knows none.
     chat_template: lays conversations out; None: the fixed layout of `jaxfusion.data.tokenise` does.
+    prefix:        what stands before a lone prompt, and nothing behind it, where the model has learned no layout; else
+                   None.
     """
 
     vocab_size: int
@@ -29,6 +31,7 @@ class Tokenizer(Protocol):
     image_id: int | None
     mask_id: int | None
     chat_template: "ChatTemplate | None"
+    prefix: tuple[int, ...] | None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, without any special token."""

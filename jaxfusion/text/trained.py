@@ -14,7 +14,7 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, SEP, IMAGE, MASK)
 class TrainedTokenizer:
     """A `Tokenizer` (jaxfusion.text.tokenizer) with the special tokens of this project."""
 
-    chat_template = None
+    chat_template = prefix = None
 
     def __init__(self, backend: Any):
         """backend: a `tokenizers.Tokenizer` that knows SPECIAL_TOKENS."""

@@ -239,9 +239,13 @@ def test_the_family_is_that_of_the_model_type_whatever_code_comes_along(tmp_path
         ({"model_type": ["llama"]}, "unknown ['llama']; known are"),
         ({"model_type": None}, "there is no model_type; known are bert, gpt2, llama, qwen2, qwen3"),
         ({"model_type": "mine", "auto_map": {}}, "unknown 'mine' (it comes as code, which is never run); known are"),
+        (
+            {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "config.json: quantization_config: weights quantised by gptq cannot be loaded; use the checkpoint",
+        ),
     ],
 )
-def test_an_unknown_model_type_lists_the_known_ones_the_nearest_first(tmp_path, config, message):
+def test_what_no_family_reads_is_named_with_the_mend(tmp_path, config, message):
     checkpoint = open_checkpoint(tiny.save(tmp_path, tiny.theirs(), **config))
     with pytest.raises(UserError) as caught:
         family_of(checkpoint, FAMILIES)
@@ -276,6 +280,17 @@ def test_a_hub_id_is_its_snapshot_in_the_cache(tmp_path):
     (repo / "refs" / "main").write_text(revision)
     done = find_offline(tmp_path, "someone/tiny")
     assert done.stdout.strip() == str(len(tiny.theirs())), done.stderr
+
+
+def test_a_hub_id_without_safetensors_says_what_to_do(tmp_path):
+    repo, revision = tmp_path / "models--someone--old", "0123456789abcdef0123456789abcdef01234567"
+    (repo / "snapshots" / revision).mkdir(parents=True)
+    (repo / "snapshots" / revision / "config.json").write_text("{}")  # whatever is pickled was not downloaded
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    done = find_offline(tmp_path, "someone/old")
+    assert "someone/old: the repository holds no safetensors, and pickled" in done.stdout, done.stderr
+    assert "save_pretrained" in done.stdout and done.stdout.count("\n") == 1
 
 
 def test_a_hub_id_that_is_not_in_the_cache_is_one_line_offline(tmp_path):

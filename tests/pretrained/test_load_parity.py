@@ -1,12 +1,15 @@
 """`jaxfusion.load` on directories as they are published: weights, config, tokenizer and image processor together."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -15,8 +18,18 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import jaxfusion
 from jaxfusion import main
 from jaxfusion.config import from_dict
+from jaxfusion.config.model import ModelConfig
 from jaxfusion.config.run import Config
+from jaxfusion.data.messages import Message
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Layout, tokenise_prompt
+from jaxfusion.errors import UserError
+from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.join import expand
+from jaxfusion.pretrained.load import open_family_tokenizer
+from jaxfusion.pretrained.table import flatten
+from jaxfusion.text.tokenizer import open_tokenizer
+from tests import checkpoint_tokenizers as kinds
 from tests.pretrained import test_whole_parity as whole
 from tests.pretrained.tiny_checkpoints import CHATML, randomise, save_tokenizer
 
@@ -92,6 +105,32 @@ def assert_same(kind: type, before: Path, after: Path) -> None:
         assert any(part in name for part in unread) or bool((tensor == before[name]).all()), name
 
 
+def test_a_tokenizer_with_more_ids_does_not_change_a_language_model(tmp_path):
+    """As of Gemma 3's small ones: their tokenizer knows of images, and their table does not."""
+    count = 3 + 256  # of the ids but for the last one
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**whole.TEXT | dict(vocab_size=count)))
+    randomise(theirs).save_pretrained(tmp_path)
+    more = "<image_soft_token>"
+    asks = (
+        "{% for message in messages %}{{ message.content }}{% if 'look' in message.content %}%s{% endif %}{% endfor %}"
+    )
+    save_tokenizer(tmp_path, chat_template=asks.replace("%s", more))
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["added_tokens"].append(state["added_tokens"][0] | {"id": count, "content": more})
+    path.write_text(json.dumps(state))
+    model, params = jaxfusion.load(tmp_path)
+    assert model.tokenizer.vocab_size == count + 1
+    assert model.config.text_embedding.vocab_size == count
+    logits = jaxfusion.forward(model, params, jaxfusion.Batch.from_tokens(np.array([[5, 6, 7]])))
+    expected = theirs(torch.tensor([[5, 6, 7]])).logits.detach().numpy()
+    assert logits.shape == expected.shape
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert len(jaxfusion.generate(model, params, ["what"], max_new_tokens=2)) == 1
+    with pytest.raises(UserError, match=f"the token {count}, of which the model's vocabulary of {count}"):
+        jaxfusion.generate(model, params, ["look"], max_new_tokens=2)
+
+
 def test_a_whole_model_trains_on_from_the_command_line(small_data, tmp_path):
     """`model` itself names the checkpoint; what it learned goes out as what it was."""
     save_whole("llava", tmp_path / "llava")
@@ -143,3 +182,85 @@ def test_any_tower_joins_any_language_model(rooms, tower, language):
     batch = jaxfusion.Batch.from_tokens(tokens, np.zeros((1, 1, size, size, 3), np.uint8), IMAGE)
     logits = jax.eval_shape(lambda params: jaxfusion.forward(model, params, batch), params)
     assert logits.shape == (*tokens.shape, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+        ("gpt2", ["transformer.h.1.attn.bias", "transformer.h.0.attn.masked_bias"]),
+        ("clip", ["embeddings.position_ids"]),
+        ("vit", ["vit.pooler.dense.weight", "classifier.bias"]),
+        ("dinov2", ["classifier.bias"]),
+    ],
+)
+def test_what_published_files_hold_besides_does_no_harm(rooms, tmp_path, name, extras, capsys):
+    tensors = load_file(rooms / name / "model.safetensors")
+    tensors = {name: value for name, value in tensors.items() if "pooler" not in name}
+    save_file(tensors | dict.fromkeys(extras, np.zeros(3, np.float32)), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((rooms / name / "config.json").read_bytes())
+    _, params = jaxfusion.load(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, jaxfusion.load(rooms / name)[1]))
+
+
+def test_a_dtype_and_shardings_are_looked_at_before_anything_is_read(rooms):
+    for dtype in ("bf16", "float16", None):
+        with pytest.raises(UserError, match=f"dtype: {dtype!r} is none of float32 and bfloat16"):
+            jaxfusion.load(rooms / "llama", dtype=dtype)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    seen = {}
+
+    def shard(path: str, shape: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        seen[path] = shape
+        return here
+
+    _, params = jaxfusion.load(rooms / "llama", dtype="bfloat16", shardings=shard)
+    assert all(leaf.sharding == here for leaf in jax.tree.leaves(params))
+    assert {path: (leaf.shape, leaf.dtype) for path, leaf in flatten(params).items()} == {
+        path: (leaf.shape, leaf.dtype) for path, leaf in seen.items()
+    }
+
+
+@pytest.mark.parametrize(("kind", "language"), [("gpt2", "gpt2"), ("llava", "llama"), ("gemma", "gemma2")])
+def test_a_language_model_without_a_chat_template_goes_on_with_the_text(kind, language, tmp_path):
+    """As transformers' `generate` does; the tokenizers of the last two put a bos in front, that of GPT-2 nothing."""
+    getattr(kinds, kind)(tmp_path)
+    for name in ("chat_template.jinja", "config.json", "generation_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    config = LANGUAGES[language].__class__.from_dict(LANGUAGES[language].to_dict() | dict(vocab_size=len(tokenizer)))
+    theirs = randomise(transformers.AutoModelForCausalLM.from_config(config))
+    theirs.save_pretrained(tmp_path)
+    model, params = jaxfusion.load(tmp_path)
+    layout = Layout.of(model.config)
+    for text in ("what is the", " a large\nred", "question"):
+        inputs = tokenizer(text, return_tensors="pt")
+        prompt = tokenise_prompt((Message("user", (text,)),), model.tokenizer, layout)
+        assert prompt.tokens.tolist() == inputs["input_ids"][0].tolist()
+        greedy = transformers.GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+        expected = theirs.generate(**inputs, generation_config=greedy)[0, len(prompt.tokens) :]
+        batch = pack([[prompt]], len(prompt.tokens), 0)
+        tokens = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=12)
+        np.testing.assert_array_equal(np.asarray(tokens)[0], expected.numpy())
+        assert jaxfusion.generate(model, params, [text], max_new_tokens=12) == [
+            model.tokenizer.decode(expected.numpy())
+        ]
+    assert len(tokenise_prompt((Message("user", ("",)),), model.tokenizer, layout).tokens) == 1
+    # Out and in again it is the same.
+    model.tokenizer.save(tmp_path)
+    assert jaxfusion.load(tmp_path)[0].tokenizer.prefix == open_tokenizer(tmp_path).prefix == model.tokenizer.prefix
+
+
+def test_what_a_run_has_trained_is_asked_as_in_training(tmp_path):
+    kinds.gpt2(tmp_path)
+    of_a_run = open_family_tokenizer(tmp_path, FAMILIES["gpt2"], ModelConfig())
+    of_a_run.save(tmp_path)
+    for tokenizer in (
+        of_a_run,
+        open_tokenizer(tmp_path),
+        open_family_tokenizer(tmp_path, FAMILIES["gpt2"], ModelConfig(), bare=True),
+    ):
+        assert tokenizer.prefix is None
+        prompt = tokenise_prompt((Message("user", ("what",)),), tokenizer, Layout(0, "place", "next"))
+        assert prompt.tokens.tolist() == [tokenizer.bos_id, *tokenizer.encode("what"), tokenizer.sep_id]

@@ -75,6 +75,32 @@ def test_surplus_tensors_are_reported_unless_the_family_ignores_them(tmp_path):
     assert "position_ids" not in str(report)
 
 
+@pytest.mark.parametrize("prefix", ["", "base."])
+@pytest.mark.parametrize(
+    "name",
+    ["layers.0.q.bias", "layers.3.norm.weight", "layers.1.inner_norm.weight", "embed.weight_scale", "embed.bias"],
+)
+def test_more_than_config_json_asks_for_in_parts_that_the_model_has_is_refused(tmp_path, name, prefix):
+    """The model would compute something else than was trained."""
+    prefix = prefix or "model."
+    path = tiny.save(tmp_path, tiny.theirs() | {prefix + name: np.zeros(3, np.float32)})
+    message = refusal(path, aliases=[("base.", "other."), ("base.", "model.")])
+    assert (
+        f"1 tensors belong to parts that the model has, and config.json asks for no such: {prefix}{name}; use"
+        in message
+    )
+    assert matched(path, ignored=[f"{prefix}{name}"])[1].ignored == [prefix + name]
+
+
+def test_parts_are_told_by_their_numbers_where_layers_are_not_stacked(tmp_path):
+    rows = [Row("stages.0.layers.0.weight", "vision/scale")]
+    tensors = {
+        f"{name}.weight": np.zeros((), np.float32) for name in ("stages.0.layers.0", "stages.0.layers.1", "head")
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert "no such: stages.0.layers.1.weight; use" in refusal(tmp_path / "x.safetensors", rows=rows)
+
+
 def test_what_the_table_wants_is_never_ignored(tmp_path):
     matches, report = matched(tiny.save(tmp_path, tiny.theirs()), ignored=["lm_head.weight", "vision.*"])
     assert (len(matches), report.ignored) == (16, [])

@@ -151,6 +151,16 @@ def on_four_devices(path: Path) -> dict[str, bool]:
             for layer, value in enumerate(expected["decoder/query/kernel"]):
                 leaf.put(layer, np.asfortranarray(value))
             good[f"{kind.__name__} {spec}"] = np.array_equal(leaf.finish(), expected["decoder/query/kernel"])
+
+    def by_path(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec("a") if path == "text_embedding/embedding" else PartitionSpec())
+
+    for name, leaf in flatten(read_params(checkpoint, tiny.ROWS, tiny.abstract(), None, by_path)[0]).items():
+        good[name] = leaf.sharding == by_path(name, leaf) and np.array_equal(leaf, expected[name])
+    try:
+        read_params(checkpoint, tiny.ROWS, tiny.abstract(), None, NamedSharding(mesh, PartitionSpec("b")))
+    except UserError as error:
+        good["indivisible"] = "decoder/key/kernel of shape (3, 32, 4, 8)" in str(error) and "\n" not in str(error)
     six = jax.ShapeDtypeStruct((4, 6), np.float32, sharding=NamedSharding(mesh, PartitionSpec(("a", "b"))))
     for kind in (HostLeaf, DeviceLeaf):  # of which each device holds one layer
         leaf = kind(six)
@@ -173,8 +183,24 @@ def in_a_process(num_devices: int, *arguments: str) -> str:
 
 def test_shards_arrive_on_their_devices(tmp_path):
     good = json.loads(in_a_process(4, "shards", str(tiny.save(tmp_path, tiny.theirs(), num_shards=2))))
-    assert len(good) == 20
+    assert len(good) == 30
     assert all(good.values()), good
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (NamedSharding(jax.make_mesh((1,), ("a",)), PartitionSpec(None, None, "a")), "decoder/norm/scale of shape"),
+        ({"decoder": {}}, "decoder/key/kernel: there is none for it; give one for every parameter"),
+        (lambda path, leaf: PartitionSpec(), "decoder/key/kernel: P.* a jax Sharding is wanted"),
+        (["x"], "a list is none; give a Sharding, a tree of them, or a function"),
+    ],
+)
+def test_shardings_that_do_not_fit_are_refused_by_the_parameter(tmp_path, given, message):
+    checkpoint = open_checkpoint(tiny.save(tmp_path, tiny.theirs()))
+    with pytest.raises(UserError, match=f"^shardings: {message}") as caught:
+        read_params(checkpoint, tiny.ROWS, tiny.abstract(), None, given)
+    assert "\n" not in str(caught.value)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

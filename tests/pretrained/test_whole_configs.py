@@ -1,7 +1,11 @@
 """config.json of whole models: the published files, which leave out defaults, and what has no counterpart."""
 
+import json
+from copy import deepcopy
+
 import jinja2
 import pytest
+import transformers
 
 from jaxfusion.config.model import (
     LinearProjectorConfig,
@@ -105,6 +109,10 @@ def test_published_files(config, tokens_per_image, width, projector):
     assert (model.tokens_per_image, model.width, model.projector) == (tokens_per_image, width, projector)
     tied = config["model_type"] in ("paligemma", "gemma3")
     assert model.decoder.tie_embeddings == tied
+    # All the rest is as transformers fills it in.
+    theirs = transformers.AutoConfig.for_model(**deepcopy(config))
+    everything = json.loads(theirs.to_json_string(use_diff=False))
+    assert model == FAMILIES[config["model_type"]].read_config(everything)
 
 
 def test_each_family_reads_images_and_prompts_in_its_way():
@@ -125,6 +133,11 @@ def test_layers_counted_from_the_front_are_the_same():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (LLAVA | dict(text_config=None), "text_config: it is missing; copy"),
+        (LLAVA | dict(vision_config={}), "vision_config: it is missing; copy"),
+        (PALIGEMMA | dict(text_config={}), "text_config: it is missing; copy"),
+        (GEMMA3 | dict(vision_config=None), "vision_config: it is missing; copy"),
+        (IDEFICS3 | dict(text_config=None), "text_config: it is missing; copy"),
         (LLAVA | dict(vision_feature_layer=[-2, -5]), r"vision_feature_layer: \[-2, -5\].*only one"),
         (LLAVA | dict(vision_config=SIGLIP), "vision_feature_select_strategy: 'default'.*'full'"),
         (LLAVA | dict(vision_feature_select_strategy="first"), "vision_feature_select_strategy: 'first'"),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, LlamaTokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, LlavaProcessor, Qwen2Tokenizer
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
@@ -145,6 +145,32 @@ def test_a_chat_template_may_be_in_an_older_place(tmp_path):
     assert load_tokenizer(tmp_path, BLIND).chat_template.source == kinds.LLAVA + "default"
 
 
+def test_a_whole_model_is_asked_as_its_processor_asks(tmp_path):
+    """Not by the tokenizer's template, which may know of texts alone, where there is one for images as well."""
+
+    def ours(config: ModelConfig) -> str:
+        return load_tokenizer(tmp_path, config).chat_template.source
+
+    def check(source: str) -> None:
+        theirs = LlavaProcessor.get_processor_dict(tmp_path)[0]["chat_template"]
+        assert ours(kinds.seeing()) == theirs == source
+
+    kinds.llava(tmp_path, None)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": kinds.CHATML}))
+    assert ours(BLIND) == ours(kinds.seeing()) == kinds.CHATML  # there is no other yet
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": kinds.LLAVA + "json"}))
+    check(kinds.LLAVA + "json")
+    assert ours(BLIND) == kinds.CHATML
+    (tmp_path / "chat_template.jinja").write_text(kinds.LLAVA + "jinja")
+    check(kinds.LLAVA + "json")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": kinds.LLAVA + "config"}))
+    check(kinds.LLAVA + "config")
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "chat_template.json").unlink()
+    check(kinds.LLAVA + "jinja")
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     assert load_tokenizer(tmp_path) is None
     kinds.gpt2(tmp_path)
@@ -164,6 +190,40 @@ def test_what_cannot_be_read_is_named(tmp_path):
     assert not ran.exists()
     (tmp_path / "tokenizer.json").write_text("{")
     refused("cannot read its tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("generation_config.json", [], "generation_config.json: a JSON object is wanted, not a list"),
+        ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id: 'x' is neither"),
+        ("generation_config.json", {"eos_token_id": [2, None]}, "eos_token_id: .2, None. is neither"),
+        ("config.json", {"image_token_id": -1}, "config.json: image_token_id: -1 is no token's id; give"),
+        ("config.json", {"image_token_index": "x"}, "config.json: image_token_index: 'x' is no token's id; give"),
+        ("chat_template.json", [], "chat_template.json: a JSON object is wanted, not a list"),
+    ],
+)
+def test_small_files_that_say_nonsense_are_named(tmp_path, name, value, message):
+    kinds.llava(tmp_path)
+    (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=message) as caught:
+        load_tokenizer(tmp_path, kinds.seeing())
+    assert "\n" not in str(caught.value)
+
+
+def test_no_text_stops_at_an_id_of_nothing(tmp_path):
+    kinds.llava(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1, 7]}))
+    assert load_tokenizer(tmp_path, BLIND).stop_ids == (2, 7)
+
+
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_no_vocabulary_is_copied_before_a_text_is_encoded(directories, name):
+    """Which takes seconds for the large ones."""
+    specials = load_tokenizer(directories[name], kinds.seeing())._specials
+    assert "_backend" not in vars(specials)
+    specials.encode("a")
+    assert "_backend" in vars(specials)
 
 
 def test_no_torch_is_needed_and_none_is_taken(directories):
