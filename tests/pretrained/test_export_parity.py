@@ -134,6 +134,21 @@ def test_transformers_reads_back_what_it_wrote(name, tmp_path):
     assert torch.equal(output(after), output(before))
 
 
+@pytest.mark.parametrize("name", ["clip_vision_model", "clip", "siglip_vision_model", "siglip"])
+def test_towers_go_out_under_the_names_of_published_files(name, tmp_path):
+    """Transformers 4 finds no others, and makes up the whole tower."""
+    save(CASES[name], tmp_path / "before")
+    jaxfusion.save_pretrained(*jaxfusion.load(tmp_path / "before"), tmp_path / "after")
+    parts = ("embeddings.", "encoder.layers.", "post_layernorm.", *(["pre_layrnorm."] if "clip" in name else []))
+    names = load_file(tmp_path / "after" / "model.safetensors").keys()
+    assert {part for part in parts if any(name.startswith(f"vision_model.{part}") for name in names)} == set(parts)
+    assert all(name.startswith(tuple(f"vision_model.{part}" for part in parts)) for name in names)
+    tower, params = jaxfusion.load(tmp_path / "before")
+    again, again_params = jaxfusion.load(tmp_path / "after")
+    assert again.config == tower.config
+    jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_transformers_reads_back_the_whole_models_that_it_wrote(name, tmp_path):
     pair = whole.make_pair(WHOLE[name], tmp_path / "before")
