@@ -27,6 +27,8 @@ from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.table import Row, flatten
 from jaxfusion.pretrained.write import write_params
+from jaxfusion.text.pretrained import OWN, PretrainedTokenizer
+from jaxfusion.text.tokenizer import Tokenizer
 
 # What is written of a checkpoint whose pooler or head is not read: transformers would make up those weights.
 WITHOUT_HEAD = {
@@ -44,11 +46,13 @@ COMPUTED = {"dtype": "float32", "attention": "auto", "lora": ()}
 
 class Plan(NamedTuple):
     """What a directory will hold. config: config.json, empty where there is none. rows: of the whole parameter tree.
-    files: name -> content."""
+    files: name -> content. tokenizer: likewise, of the checkpoint that it came from. joined: of several checkpoints."""
 
     config: dict[str, Any]
     rows: Sequence[Row]
     files: dict[str, bytes]
+    tokenizer: dict[str, bytes]
+    joined: bool = False
 
 
 def save_pretrained(model: Model | Tower, params: Params, directory: str | Path, *, dtype: str | None = None) -> None:
@@ -70,8 +74,7 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
     try:
         for name, content in planned.files.items():
             (directory / name).write_bytes(content)
-        if isinstance(model, Model) and model.tokenizer is not None:
-            model.tokenizer.save(directory)
+        _write_tokenizer(getattr(model, "tokenizer", None), directory, planned)
         write_params(directory, planned.rows, params, wanted)
         # Last: without it nobody takes the directory for a checkpoint, and what stops before here leaves none.
         if planned.config:
@@ -79,6 +82,18 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
             (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{directory}: cannot write there ({error.strerror or error}); choose another one") from error
+
+
+def _write_tokenizer(tokenizer: Tokenizer | None, directory: Path, planned: Plan) -> None:
+    """Of a model that has none, such as a tower, what the checkpoint has."""
+    if isinstance(tokenizer, PretrainedTokenizer):
+        config = json.dumps(planned.config).encode()
+        tokenizer.export(directory, planned.tokenizer | {"config.json": config}, of_parts=planned.joined)
+    elif tokenizer is not None:
+        tokenizer.save(directory)
+    else:
+        for name, content in planned.tokenizer.items():
+            (directory / name).write_bytes(content)
 
 
 def new_directory(path: str | Path) -> Path:
@@ -120,8 +135,10 @@ def _same(model: Model | Tower, files: Mapping[str, bytes]) -> Plan:
     family = FAMILIES[theirs["model_type"]]
     _check_same(_read(family, theirs, model.pixels), config, theirs["model_type"])
     if theirs["model_type"] in torchvision.MODEL_TYPES:
-        return Plan({}, family.table(config), {})
-    return Plan(theirs, family.table(config), {n: c for n, c in files.items() if n != "config.json"})
+        return Plan({}, family.table(config), {}, {})
+    tokenizer = {n: c for n, c in files.items() if n in OWN}
+    others = {n: c for n, c in files.items() if n not in OWN and n != "config.json"}
+    return Plan(theirs, family.table(config), others, tokenizer)
 
 
 def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
@@ -156,7 +173,8 @@ def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
         "num_additional_image_tokens": int(config.vision.class_token),
     }
     files["processor_config.json"] = json.dumps(processor, indent=2).encode()
-    return Plan(theirs, family.table(config), files)
+    tokenizer = {n: c for n, c in rooms["decoder"].items() if n in OWN}
+    return Plan(theirs, family.table(config), files, tokenizer, joined=True)
 
 
 def _check_llava(config: ModelConfig) -> None:

@@ -1,6 +1,5 @@
 """Out again and back into transformers, every family: what it wrote and what we write of that answer the same."""
 
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +13,9 @@ from safetensors.numpy import load_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import jaxfusion
-from jaxfusion.config import from_dict
-from jaxfusion.config.run import Config
 from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.join import expand
-from jaxfusion.pretrained.load import read_rooms, with_room_for
-from jaxfusion.pretrained.origin import Origin
-from jaxfusion.text.pretrained import load_tokenizer
 from tests.pretrained import test_whole_parity as whole
-from tests.pretrained.tiny_checkpoints import randomise, save_qwen3
+from tests.pretrained.tiny_checkpoints import join, randomise, save_qwen3
 
 VOCAB = 97
 TEXT = dict(
@@ -185,13 +178,7 @@ def test_towers_join_and_go_out_as_llava(name, tmp_path):
     size = 20 if name == "dinov2" else 12
     sides = {"height": size, "width": size}
     CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides).save_pretrained(tmp_path / "tower")
-    named = {"vision": str(tmp_path / "tower"), "decoder": str(tmp_path / "qwen3")}
-    config = from_dict(Config, expand({"model": named | {"projector": "mlp"}})).model
-    tokenizer = load_tokenizer(tmp_path / "qwen3", config)
-    model = jaxfusion.build(with_room_for(tokenizer, config), tokenizer)
-    pixels = jaxfusion.load(tmp_path / "tower")[0].pixels
-    model = replace(model, origin=Origin.read(named), pixels=pixels)
-    params = read_rooms(model, named, jax.random.key(0))
+    model, params = join(tmp_path / "tower", tmp_path / "qwen3")
     jaxfusion.save_pretrained(model, params, tmp_path / "llava")
     read_back(transformers.LlavaForConditionalGeneration, tmp_path / "llava", ("*.mask_token",))
     again, again_params = jaxfusion.load(tmp_path / "llava")
