@@ -15,7 +15,6 @@ from jaxfusion.config.model import (
     ModelConfig,
     PlaceFusionConfig,
     TransformerDecoderConfig,
-    Vision,
     ViTConfig,
 )
 from jaxfusion.errors import UserError
@@ -24,7 +23,7 @@ from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.pretrained import torchvision
 from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.family import Family
+from jaxfusion.pretrained.processor import alone, as_loaded, processor_files
 from jaxfusion.pretrained.table import Row, flatten
 from jaxfusion.pretrained.write import write_params
 from jaxfusion.text.pretrained import OWN, PretrainedTokenizer
@@ -133,12 +132,13 @@ def _same(model: Model | Tower, files: Mapping[str, bytes]) -> Plan:
     if isinstance(config, ModelConfig):
         theirs = _with_vocabulary(theirs, config.text_embedding.vocab_size)
     family = FAMILIES[theirs["model_type"]]
-    _check_same(_read(family, theirs, model.pixels), config, theirs["model_type"])
-    if theirs["model_type"] in torchvision.MODEL_TYPES:
+    pictures = processor_files(files, config.vision if isinstance(config, ModelConfig) else config, family.model_type)
+    _check_same(as_loaded(family.read_config(theirs), theirs, pictures), config, family.model_type)
+    if family.model_type in torchvision.MODEL_TYPES:
         return Plan({}, family.table(config), {}, {})
     tokenizer = {n: c for n, c in files.items() if n in OWN}
     others = {n: c for n, c in files.items() if n not in OWN and n != "config.json"}
-    return Plan(theirs, family.table(config), others, tokenizer)
+    return Plan(theirs, family.table(config), others | pictures, tokenizer)
 
 
 def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
@@ -160,11 +160,11 @@ def _llava(model: Model, rooms: Mapping[str, Mapping[str, bytes]]) -> Plan:
         "vision_feature_select_strategy": "default" if config.vision.class_token else "full",
     }
     family = FAMILIES["llava"]
+    files = alone(processor_files(rooms["vision"], config.vision, theirs["vision_config"]["model_type"]))
     # Of the towers' classes in transformers, DINOv2's alone resizes its table of positions without being asked.
-    pixels = model.pixels if config.vision.layer_scale else None
-    _check_same(_read(family, theirs, pixels), config, "llava")
-    files = {n: c for n, c in rooms["decoder"].items() if n == "generation_config.json"}
-    files |= {n: c for n, c in rooms["vision"].items() if n == "preprocessor_config.json"}
+    resizes = config.vision.layer_scale
+    _check_same(as_loaded(family.read_config(theirs), theirs, files, resizes), config, "llava")
+    files |= {n: c for n, c in rooms["decoder"].items() if n == "generation_config.json"}
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": model.tokenizer.image_token,
@@ -197,13 +197,6 @@ def _check_llava(config: ModelConfig) -> None:
         refuse("decoder", "is causal")
 
 
-def _read(family: Family, theirs: dict[str, Any], pixels: Any) -> ModelConfig | Vision:
-    """What loading the directory will make of it: where there are pixels, a tower for images of their size."""
-    from jaxfusion.pretrained.pixels import fit  # which needs Pillow
-
-    return fit(family.read_config(theirs), pixels)
-
-
 def _check_same(theirs: Any, ours: Any, model_type: str) -> None:
     """Raises UserError where the architecture that would be written is not the one that was trained."""
     theirs, ours = _flat(_stripped(theirs)), _flat(_stripped(ours))
@@ -228,8 +221,7 @@ def _stripped(config: Any) -> Any:
             encoder=_stripped(config.encoder),
             decoder=_stripped(config.decoder),
         )
-    # Mean and deviation of pixels stand in the image processor's file.
-    names = {"scan_layers": True, "dropout": 0.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    names = {"scan_layers": True, "dropout": 0.0}
     return replace(config, **{k: v for k, v in names.items() if hasattr(config, k)}) if config is not None else None
 
 

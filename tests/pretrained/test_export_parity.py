@@ -1,5 +1,7 @@
 """Out again and back into transformers, every family: what it wrote and what we write of that answer the same."""
 
+import json
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.numpy import load_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import jaxfusion
+from jaxfusion.data.images import resize_image
 from jaxfusion.pretrained.families import FAMILIES
+from tests.pretrained import test_load_parity as published
 from tests.pretrained import test_whole_parity as whole
-from tests.pretrained.tiny_checkpoints import join, randomise, save_qwen3
+from tests.pretrained.tiny_checkpoints import join, randomise, save_qwen3, save_siglip
 
 VOCAB = 97
 TEXT = dict(
@@ -184,6 +189,91 @@ def test_towers_join_and_go_out_as_llava(name, tmp_path):
     again, again_params = jaxfusion.load(tmp_path / "llava")
     assert again.config.vision == model.config.vision and model.config.vision.image_size == size
     jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm, tied"])
+def test_a_picture_is_one_tile_in_what_goes_out(name, within, tmp_path):
+    """As the model was run, although the checkpoint's own settings cut it into several."""
+    published.save_whole(name, tmp_path / "before")
+    file = tmp_path / "before" / "preprocessor_config.json"
+    assert json.loads(file.read_text())["do_image_splitting"]
+    if within:
+        settings = json.loads(file.read_text())
+        del settings["do_image_splitting"]  # which is their default
+        file.unlink()
+        processor = {"processor_class": "Idefics3Processor", "image_processor": settings}
+        (tmp_path / "before" / "processor_config.json").write_text(json.dumps(processor))
+    model, params = jaxfusion.load(tmp_path / "before")
+    jaxfusion.save_pretrained(model, params, tmp_path / "after")
+    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    before, after = (
+        transformers.AutoImageProcessor.from_pretrained(tmp_path / part, backend="pil") for part in ("before", "after")
+    )
+    assert before([[Image.fromarray(picture)]], return_tensors="np")["pixel_values"].shape[1] > 1
+    tiles = after([[Image.fromarray(picture)]], return_tensors="np")["pixel_values"]
+    assert tiles.shape[:2] == (1, 1)
+    ours = (model.pixels(picture) / 255 - model.config.vision.mean) / model.config.vision.std
+    np.testing.assert_allclose(tiles[0, 0].transpose(1, 2, 0), ours, atol=2e-6)
+
+
+def test_an_image_processor_within_another_processors_file_joins_as_well(tmp_path):
+    save(CASES["clip"], tmp_path / "tower")
+    save_qwen3(tmp_path / "qwen3")
+    settings = CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size={"height": 12, "width": 12}).to_dict()
+    processor = {"processor_class": "CLIPProcessor", "image_processor": settings}
+    (tmp_path / "tower" / "processor_config.json").write_text(json.dumps(processor))
+    model, params = join(tmp_path / "tower", tmp_path / "qwen3")
+    jaxfusion.save_pretrained(model, params, tmp_path / "llava")
+    assert_same_pixels(model, tmp_path / "llava")
+    assert isinstance(transformers.AutoProcessor.from_pretrained(tmp_path / "llava"), transformers.LlavaProcessor)
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
+def test_an_image_processor_without_a_name_is_the_towers_in_a_joined_model_too(kind, tmp_path):
+    """As in the files of the first Vision Transformers."""
+    save(CASES[kind], tmp_path / "tower")
+    save_qwen3(tmp_path / "qwen3")
+    settings = {"do_resize": True, "size": 12, "do_normalize": True, "image_mean": [0.1] * 3, "image_std": [0.4] * 3}
+    (tmp_path / "tower" / "preprocessor_config.json").write_text(json.dumps(settings | {"resample": 2}))
+    model, params = join(tmp_path / "tower", tmp_path / "qwen3")
+    jaxfusion.save_pretrained(model, params, tmp_path / "llava")
+    assert_same_pixels(model, tmp_path / "llava")
+
+
+def assert_same_pixels(model: jaxfusion.Model, directory: Path) -> None:
+    """What transformers' image processor makes of a picture, and what we do."""
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(directory, backend="pil")
+    theirs = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+    vision = model.config.vision if isinstance(model, jaxfusion.Model) else model.config
+    bytes_ = model.pixels(picture) if model.pixels else resize_image(picture, vision.image_size)
+    np.testing.assert_allclose(theirs.transpose(1, 2, 0), (bytes_ / 255 - vision.mean) / vision.std, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip_vision_model", "dinov2", "vit", "resnet"])
+def test_towers_without_an_image_processor_get_one_of_their_mean_and_deviation(name, tmp_path):
+    save(CASES[name], tmp_path / "before")
+    tower, params = jaxfusion.load(tmp_path / "before")
+    tower = replace(tower, config=replace(tower.config, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    jaxfusion.save_pretrained(tower, params, tmp_path / "after")
+    assert_same_pixels(tower, tmp_path / "after")
+    assert jaxfusion.load(tmp_path / "after")[0].config == tower.config
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_mean_that_the_image_processor_does_not_have_is_refused(joined, tmp_path):
+    save_siglip(tmp_path / "siglip")
+    save_qwen3(tmp_path / "qwen3")
+    model, params = join(tmp_path / "siglip", tmp_path / "qwen3") if joined else jaxfusion.load(tmp_path / "siglip")
+    changed = dict(mean=(0.1, 0.2, 0.3))
+    if joined:
+        config = replace(model.config, vision=replace(model.config.vision, **changed))
+    else:
+        config = replace(model.config, **changed)
+    with pytest.raises(jaxfusion.UserError, match=r"mean is .*0\.1, .*says .*0\.5, 0\.5"):
+        jaxfusion.save_pretrained(replace(model, config=config), params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_family_is_left_out():
