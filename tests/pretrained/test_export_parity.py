@@ -234,8 +234,8 @@ def test_an_image_processor_without_a_name_is_the_towers_in_a_joined_model_too(k
     """As in the files of the first Vision Transformers."""
     save(CASES[kind], tmp_path / "tower")
     save_qwen3(tmp_path / "qwen3")
-    settings = {"do_resize": True, "size": 12, "do_normalize": True, "image_mean": [0.1] * 3, "image_std": [0.4] * 3}
-    (tmp_path / "tower" / "preprocessor_config.json").write_text(json.dumps(settings | {"resample": 2}))
+    settings = {"size": {"height": 12, "width": 12}, "resample": 2, "image_mean": [0.1] * 3, "image_std": [0.4] * 3}
+    (tmp_path / "tower" / "preprocessor_config.json").write_text(json.dumps(settings))
     model, params = join(tmp_path / "tower", tmp_path / "qwen3")
     jaxfusion.save_pretrained(model, params, tmp_path / "llava")
     assert_same_pixels(model, tmp_path / "llava")
