@@ -1,11 +1,10 @@
 """CLIP: the vision tower, alone or out of a checkpoint with a text tower."""
 
 from jaxfusion.config.model import ViTConfig
-from jaxfusion.pretrained import towers
+from jaxfusion.pretrained import siglip, towers
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.fields import Json
-from jaxfusion.pretrained.siglip import LAYER
-from jaxfusion.pretrained.table import Row, prefixed
+from jaxfusion.pretrained.table import Row
 
 DEFAULTS = dict(
     hidden_size=768,
@@ -38,16 +37,16 @@ def read_vision(config: Json) -> ViTConfig:
 
 
 def vision_table(config: ViTConfig) -> list[Row]:
-    """CLIPVisionModel."""
+    """CLIPVisionModel, without what stands before its tensors' names."""
     layer = "encoder.layers.{layer}."
     return [
         *towers.patches(config, "embeddings.patch_embedding"),
         Row("embeddings.class_embedding", "vision/class_token"),
         Row("embeddings.position_embedding.weight", "vision/positions"),
         *towers.norm("pre_layrnorm", "vision/pre_norm"),  # the misspelling is theirs
-        *towers.attention(config, layer, LAYER),
-        *towers.norms(layer, LAYER),
-        *towers.mlp(layer, LAYER),
+        *towers.attention(config, layer, siglip.LAYER),
+        *towers.norms(layer, siglip.LAYER),
+        *towers.mlp(layer, siglip.LAYER),
         *towers.norm("post_layernorm", "vision/final_norm"),
     ]
 
@@ -58,14 +57,14 @@ def _whole(config: Json) -> ViTConfig:
     return read_vision(settings if settings is not None else config.get("vision_config") or {})
 
 
-IGNORED = ("*.position_ids", "visual_projection.weight", "classifier.*")
+IGNORED = ("*.position_ids", "*visual_projection.weight", "*classifier.*")
 FAMILIES = [
-    Family("clip_vision_model", "vision", read_vision, vision_table, IGNORED, (("vision_model.", ""),)),
+    Family("clip_vision_model", "vision", read_vision, siglip.alone(vision_table), IGNORED, siglip.ALIASES),
     Family(
         "clip",
         "vision",
         _whole,
-        lambda config: prefixed(vision_table(config), "vision_model."),
+        siglip.alone(vision_table),
         (*IGNORED, "text_model.*", "text_projection.weight", "logit_scale"),
     ),
 ]

@@ -1,5 +1,7 @@
 """SigLIP, and SigLIP 2 of fixed resolution: the vision tower, alone or out of a checkpoint with a text tower."""
 
+from collections.abc import Callable
+
 from jaxfusion.config.model import ViTConfig
 from jaxfusion.pretrained import towers
 from jaxfusion.pretrained.family import Family
@@ -36,7 +38,7 @@ def read_vision(config: Json) -> ViTConfig:
 
 
 def vision_table(config: ViTConfig) -> list[Row]:
-    """SiglipVisionModel, but for its pooling head."""
+    """SiglipVisionModel, but for its pooling head, and without what stands before its tensors' names."""
     layer = "encoder.layers.{layer}."
     return [
         *towers.patches(config, "embeddings.patch_embedding"),
@@ -48,14 +50,20 @@ def vision_table(config: ViTConfig) -> list[Row]:
     ]
 
 
-IGNORED = ("*.position_ids", "*head.*", "classifier.*")
+def alone(table: Callable[[ViTConfig], list[Row]]) -> Callable[[ViTConfig], list[Row]]:
+    """A tower's table under the names that published files have, whether or not a text tower is in them, too."""
+    return lambda config: prefixed(table(config), "vision_model.")
+
+
+ALIASES = (("", "vision_model."),)  # transformers 5 writes a tower alone without it, and reads both; 4 reads it alone
+IGNORED = ("*.position_ids", "*head.*", "*classifier.*")
 FAMILIES = [
-    Family("siglip_vision_model", "vision", read_vision, vision_table, IGNORED, (("vision_model.", ""),)),
+    Family("siglip_vision_model", "vision", read_vision, alone(vision_table), IGNORED, ALIASES),
     Family(
         "siglip",
         "vision",
         lambda config: read_vision(config.get("vision_config") or {}),
-        lambda config: prefixed(vision_table(config), "vision_model."),
+        alone(vision_table),
         (*IGNORED, "text_model.*", "logit_scale", "logit_bias"),
     ),
 ]

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,14 @@ from jaxfusion.text.specials import Specials
 from jaxfusion.text.template import ChatTemplate, ImageTokens, added_before
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+OWN = (
+    *FILES,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 ADDED_IMAGE = "<image>"  # for a tokenizer that has no token for images
 OURS = "jaxfusion"  # what tokenizer_config.json has no word for stands there under this key
 
@@ -93,8 +101,27 @@ class PretrainedTokenizer:
         self._tokenizer.init_kwargs[OURS] = ours
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as partial:
             self._tokenizer.save_pretrained(partial)
+            _for_older_readers(Path(partial) / "tokenizer_config.json")
             for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == "tokenizer_config.json"):
                 os.replace(path, directory / path.name)
+
+    def export(self, directory: Path, own: Mapping[str, bytes], *, of_parts: bool) -> None:
+        """As `save`, but leaves the checkpoint's own files as they came where they hold the same tokenizer.
+
+        own:      name -> content, with the config.json that will stand beside them.
+        of_parts: the chat template has to take messages as lists of parts, as transformers' processors give them.
+        """
+        template = self.chat_template.source if self.chat_template else None
+        found, templates = _read(own)
+        if found is not None and _state(found) == _state(self._tokenizer):
+            for name in own.keys() & {*OWN}:
+                (directory / name).write_bytes(own[name])
+        else:
+            self.save(directory)
+            templates = []
+        if template is not None and (of_parts or template not in templates):
+            text = self.chat_template.of_parts if of_parts else template
+            (directory / "chat_template.jinja").write_text(text, encoding="utf-8")
 
 
 def load_tokenizer(
@@ -135,6 +162,38 @@ def load_tokenizer(
         return PretrainedTokenizer(tokenizer, image, stop_ids, saved.get("bare", bare))
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
+
+
+def _read(files: Mapping[str, bytes]) -> tuple[Any, list[str]]:
+    """transformers' tokenizer of these files, None where they do not make one, and all the chat templates in them."""
+    if not any(name in files for name in FILES):
+        return None, []
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in files.items():
+            Path(directory, name).write_bytes(content)
+        try:
+            tokenizer = _open(Path(directory))
+        except UserError:  # some kinds have files that are not kept
+            return None, []
+        source = tokenizer.chat_template
+        templates = list(source.values()) if isinstance(source, dict) else [source]
+        return tokenizer, [*templates, _json(Path(directory, "chat_template.json")).get("chat_template")]
+
+
+def _state(tokenizer: Any) -> dict[str, Any]:
+    """All that decides over ids; which tokens are special does not."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {"vocab": tokenizer.get_vocab()} | {k: state[k] for k in ("model", "normalizer", "pre_tokenizer", "decoder")}
+
+
+def _for_older_readers(file: Path) -> None:
+    """Puts what transformers 4 knows in place of names that transformers 5 alone knows, and that mean the same."""
+    config = _json(file)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _open(directory: Path, **settings: str) -> Any:

@@ -1,5 +1,6 @@
 """A checkpoint's chat template: a Jinja program that lays a conversation out as text."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,23 @@ from jaxfusion.text.specials import Specials
 Turn = dict[str, Any]  # {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}
 
 PROBE = "probe7text"
+
+# Put before a template of plain text, so that it takes messages as lists of parts, as transformers' processors give
+# them. Its last newline is Jinja's to remove: the template begins as at the start of a file.
+SPELL_OUT = """{%- set spelled = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- if message['content'] and message['content'] is not string -%}
+        {%- set content = namespace(whole=EMPTY) -%}
+        {%- for part in message['content'] -%}
+            {%- set text = IMAGE if part['type'] == 'image' else part['text'] -%}
+            {%- set content.whole = content.whole + ADDED -%}
+        {%- endfor -%}
+        {%- set message = dict(message, content=content.whole) -%}
+    {%- endif -%}
+    {%- set spelled.messages = spelled.messages + [message] -%}
+{%- endfor -%}
+{%- set messages = spelled.messages %}
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,18 @@ class ChatTemplate:
         self._content = self._content_kind()
         self._before = added_before(tokenizer) if image else []
         self.end_of_turn = self._end_of_turn()
+
+    @property
+    def of_parts(self) -> str:
+        """Its source, made to take messages as lists of parts, images among them, where by itself it takes but text.
+
+        The layout is that of `render`.
+        """
+        if self._image is None or self._content == "parts":
+            return self.source
+        image = json.dumps(self._image.placeholder or self._image.token, ensure_ascii=False)
+        empty, added = ("''", "text") if self._content == "text" else ("[]", "[dict(type='text', text=text)]")
+        return SPELL_OUT.replace("EMPTY", empty).replace("ADDED", added).replace("IMAGE", image) + self.source
 
     def render(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
         """The conversation as text for `encode`; an image has one visual token.

@@ -1,5 +1,6 @@
 """Out again and back into transformers, every family: what it wrote and what we write of that answer the same."""
 
+import json
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,19 +11,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.numpy import load_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import jaxfusion
-from jaxfusion.config import from_dict
-from jaxfusion.config.run import Config
+from jaxfusion.data.images import resize_image
 from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.join import expand
-from jaxfusion.pretrained.load import read_rooms, with_room_for
-from jaxfusion.pretrained.origin import Origin
-from jaxfusion.text.pretrained import load_tokenizer
+from tests.pretrained import test_load_parity as published
 from tests.pretrained import test_whole_parity as whole
-from tests.pretrained.tiny_checkpoints import randomise, save_qwen3
+from tests.pretrained.tiny_checkpoints import join, randomise, save_qwen3, save_siglip
 
 VOCAB = 97
 TEXT = dict(
@@ -134,6 +132,21 @@ def test_transformers_reads_back_what_it_wrote(name, tmp_path):
     assert torch.equal(output(after), output(before))
 
 
+@pytest.mark.parametrize("name", ["clip_vision_model", "clip", "siglip_vision_model", "siglip"])
+def test_towers_go_out_under_the_names_of_published_files(name, tmp_path):
+    """Transformers 4 finds no others, and makes up the whole tower."""
+    save(CASES[name], tmp_path / "before")
+    jaxfusion.save_pretrained(*jaxfusion.load(tmp_path / "before"), tmp_path / "after")
+    parts = ("embeddings.", "encoder.layers.", "post_layernorm.", *(["pre_layrnorm."] if "clip" in name else []))
+    names = load_file(tmp_path / "after" / "model.safetensors").keys()
+    assert {part for part in parts if any(name.startswith(f"vision_model.{part}") for name in names)} == set(parts)
+    assert all(name.startswith(tuple(f"vision_model.{part}" for part in parts)) for name in names)
+    tower, params = jaxfusion.load(tmp_path / "before")
+    again, again_params = jaxfusion.load(tmp_path / "after")
+    assert again.config == tower.config
+    jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_transformers_reads_back_the_whole_models_that_it_wrote(name, tmp_path):
     pair = whole.make_pair(WHOLE[name], tmp_path / "before")
@@ -170,18 +183,97 @@ def test_towers_join_and_go_out_as_llava(name, tmp_path):
     size = 20 if name == "dinov2" else 12
     sides = {"height": size, "width": size}
     CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides).save_pretrained(tmp_path / "tower")
-    named = {"vision": str(tmp_path / "tower"), "decoder": str(tmp_path / "qwen3")}
-    config = from_dict(Config, expand({"model": named | {"projector": "mlp"}})).model
-    tokenizer = load_tokenizer(tmp_path / "qwen3", config)
-    model = jaxfusion.build(with_room_for(tokenizer, config), tokenizer)
-    pixels = jaxfusion.load(tmp_path / "tower")[0].pixels
-    model = replace(model, origin=Origin.read(named), pixels=pixels)
-    params = read_rooms(model, named, jax.random.key(0))
+    model, params = join(tmp_path / "tower", tmp_path / "qwen3")
     jaxfusion.save_pretrained(model, params, tmp_path / "llava")
     read_back(transformers.LlavaForConditionalGeneration, tmp_path / "llava", ("*.mask_token",))
     again, again_params = jaxfusion.load(tmp_path / "llava")
     assert again.config.vision == model.config.vision and model.config.vision.image_size == size
     jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm, tied"])
+def test_a_picture_is_one_tile_in_what_goes_out(name, within, tmp_path):
+    """As the model was run, although the checkpoint's own settings cut it into several."""
+    published.save_whole(name, tmp_path / "before")
+    file = tmp_path / "before" / "preprocessor_config.json"
+    assert json.loads(file.read_text())["do_image_splitting"]
+    if within:
+        settings = json.loads(file.read_text())
+        del settings["do_image_splitting"]  # which is their default
+        file.unlink()
+        processor = {"processor_class": "Idefics3Processor", "image_processor": settings}
+        (tmp_path / "before" / "processor_config.json").write_text(json.dumps(processor))
+    model, params = jaxfusion.load(tmp_path / "before")
+    jaxfusion.save_pretrained(model, params, tmp_path / "after")
+    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    before, after = (
+        transformers.AutoImageProcessor.from_pretrained(tmp_path / part, backend="pil") for part in ("before", "after")
+    )
+    assert before([[Image.fromarray(picture)]], return_tensors="np")["pixel_values"].shape[1] > 1
+    tiles = after([[Image.fromarray(picture)]], return_tensors="np")["pixel_values"]
+    assert tiles.shape[:2] == (1, 1)
+    ours = (model.pixels(picture) / 255 - model.config.vision.mean) / model.config.vision.std
+    np.testing.assert_allclose(tiles[0, 0].transpose(1, 2, 0), ours, atol=2e-6)
+
+
+def test_an_image_processor_within_another_processors_file_joins_as_well(tmp_path):
+    save(CASES["clip"], tmp_path / "tower")
+    save_qwen3(tmp_path / "qwen3")
+    settings = CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size={"height": 12, "width": 12}).to_dict()
+    processor = {"processor_class": "CLIPProcessor", "image_processor": settings}
+    (tmp_path / "tower" / "processor_config.json").write_text(json.dumps(processor))
+    model, params = join(tmp_path / "tower", tmp_path / "qwen3")
+    jaxfusion.save_pretrained(model, params, tmp_path / "llava")
+    assert_same_pixels(model, tmp_path / "llava")
+    assert isinstance(transformers.AutoProcessor.from_pretrained(tmp_path / "llava"), transformers.LlavaProcessor)
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
+def test_an_image_processor_without_a_name_is_the_towers_in_a_joined_model_too(kind, tmp_path):
+    """As in the files of the first Vision Transformers."""
+    save(CASES[kind], tmp_path / "tower")
+    save_qwen3(tmp_path / "qwen3")
+    settings = {"size": {"height": 12, "width": 12}, "resample": 2, "image_mean": [0.1] * 3, "image_std": [0.4] * 3}
+    (tmp_path / "tower" / "preprocessor_config.json").write_text(json.dumps(settings))
+    model, params = join(tmp_path / "tower", tmp_path / "qwen3")
+    jaxfusion.save_pretrained(model, params, tmp_path / "llava")
+    assert_same_pixels(model, tmp_path / "llava")
+
+
+def assert_same_pixels(model: jaxfusion.Model, directory: Path) -> None:
+    """What transformers' image processor makes of a picture, and what we do."""
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(directory, backend="pil")
+    theirs = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+    vision = model.config.vision if isinstance(model, jaxfusion.Model) else model.config
+    bytes_ = model.pixels(picture) if model.pixels else resize_image(picture, vision.image_size)
+    np.testing.assert_allclose(theirs.transpose(1, 2, 0), (bytes_ / 255 - vision.mean) / vision.std, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip_vision_model", "dinov2", "vit", "resnet"])
+def test_towers_without_an_image_processor_get_one_of_their_mean_and_deviation(name, tmp_path):
+    save(CASES[name], tmp_path / "before")
+    tower, params = jaxfusion.load(tmp_path / "before")
+    tower = replace(tower, config=replace(tower.config, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    jaxfusion.save_pretrained(tower, params, tmp_path / "after")
+    assert_same_pixels(tower, tmp_path / "after")
+    assert jaxfusion.load(tmp_path / "after")[0].config == tower.config
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_mean_that_the_image_processor_does_not_have_is_refused(joined, tmp_path):
+    save_siglip(tmp_path / "siglip")
+    save_qwen3(tmp_path / "qwen3")
+    model, params = join(tmp_path / "siglip", tmp_path / "qwen3") if joined else jaxfusion.load(tmp_path / "siglip")
+    changed = dict(mean=(0.1, 0.2, 0.3))
+    if joined:
+        config = replace(model.config, vision=replace(model.config.vision, **changed))
+    else:
+        config = replace(model.config, **changed)
+    with pytest.raises(jaxfusion.UserError, match=r"mean is .*0\.1, .*says .*0\.5, 0\.5"):
+        jaxfusion.save_pretrained(replace(model, config=config), params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_family_is_left_out():

@@ -1,7 +1,9 @@
 """Directories as transformers writes them: tiny random models, with a tokenizer and an image processor beside them."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -13,6 +15,14 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from jaxfusion.config import from_dict
+from jaxfusion.config.run import Config
+from jaxfusion.models.vlm import Model, Params, build
+from jaxfusion.pretrained.join import expand
+from jaxfusion.pretrained.load import load, read_rooms, with_room_for
+from jaxfusion.pretrained.origin import Origin
+from jaxfusion.text.pretrained import load_tokenizer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -66,6 +76,16 @@ def save_qwen3(directory: Path, vocab_size: int = 264) -> None:
     )
     randomise(Qwen3ForCausalLM(config)).save_pretrained(directory)
     save_tokenizer(directory)
+
+
+def join(tower: Path, language: Path) -> tuple[Model, Params]:
+    """A model of two checkpoints, as a run of `configs/join.py` begins with."""
+    named = {"vision": str(tower), "decoder": str(language)}
+    config = from_dict(Config, expand({"model": named | {"projector": "mlp"}})).model
+    tokenizer = load_tokenizer(language, config)
+    model = build(with_room_for(tokenizer, config), tokenizer)
+    model = replace(model, origin=Origin.read(named), pixels=load(tower)[0].pixels)
+    return model, read_rooms(model, named, jax.random.key(0))
 
 
 def save_siglip(directory: Path) -> None:
