@@ -101,6 +101,8 @@ def new_directory(path: str | Path) -> Path:
 def plan(model: Model | Tower) -> Plan:
     """The architecture that a model is written in. Raises UserError where there is none."""
     rooms = model.origin.rooms if model.origin else {}
+    if isinstance(model, Tower) and not rooms:
+        raise UserError("export: the tower came from no checkpoint, whose architecture it could have; load one")
     if isinstance(model, Tower) or set(rooms) == {"model"}:
         return _same(model, *rooms.values())
     if set(rooms) == {"decoder"} and model.config.vision is None:

@@ -112,7 +112,10 @@ def test_transformers_gives_the_same_answer(run, exported):
 
 def test_the_export_loads_here_as_well(run, exported):
     model, params = jaxfusion.load(exported)
-    trained, trained_params = jaxfusion.load(run)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    trained, trained_params = jaxfusion.load(run, shardings=lambda path, shape: here)
+    with pytest.raises(jaxfusion.UserError, match="shardings: decoder/.*: there is none for it"):
+        jaxfusion.load(run, shardings={"decoder": {}})
     jax.tree.map(np.testing.assert_array_equal, params, trained_params)
     picture = np.full((48, 48, 3), 90, np.uint8)
     answers = [

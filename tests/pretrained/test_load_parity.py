@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -264,3 +265,10 @@ def test_what_a_run_has_trained_is_asked_as_in_training(tmp_path):
         assert tokenizer.prefix is None
         prompt = tokenise_prompt((Message("user", ("what",)),), tokenizer, Layout(0, "place", "next"))
         assert prompt.tokens.tolist() == [tokenizer.bos_id, *tokenizer.encode("what"), tokenizer.sep_id]
+
+
+def test_a_tower_of_no_checkpoint_is_not_exported(rooms, tmp_path):
+    tower, params = jaxfusion.load(rooms / "vit")
+    with pytest.raises(UserError, match="export: the tower came from no checkpoint"):
+        jaxfusion.save_pretrained(replace(tower, origin=None), params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
