@@ -1,5 +1,6 @@
 """A checkpoint's own tokenizer, read by transformers (which needs no torch for it) from the checkpoint's own files."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
