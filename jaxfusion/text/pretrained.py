@@ -107,14 +107,16 @@ class PretrainedTokenizer:
                 os.replace(path, directory / path.name)
 
     def export(self, directory: Path, own: Mapping[str, bytes], *, of_parts: bool) -> None:
-        """As `save`, but leaves the checkpoint's own files as they came where they hold the same tokenizer.
+        """As `save`, but leaves the checkpoint's own files as they came where they hold the same tokenizer, and nothing
+        but a chat template has to say how prompts are laid out.
 
         own:      name -> content, with the config.json that will stand beside them.
         of_parts: the chat template has to take messages as lists of parts, as transformers' processors give them.
         """
         template = self.chat_template.source if self.chat_template else None
         found, templates = _read(own)
-        if found is not None and _state(found) == _state(self._tokenizer):
+        known = template is not None or self.prefix is not None
+        if known and found is not None and _state(found) == _state(self._tokenizer):
             for name in own.keys() & {*OWN}:
                 (directory / name).write_bytes(own[name])
         else:
