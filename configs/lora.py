@@ -10,7 +10,7 @@ def get_config():
         "dtype": "bfloat16",
         "lora": [{"layers": "decoder/layers/*", "rank": 16, "alpha": 32.0}],
     }
-    config.train.trainable = ("*/lora_?", "projector/*")
+    config.train.trainable = ("*/lora_?", "projector/*")  # the first alone, to export --adapters as PEFT's files
 
     config.data.name = "digit_scenes"
     config.data.task = "question_answer"

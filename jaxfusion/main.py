@@ -154,17 +154,17 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     import jaxfusion
+    from jaxfusion.training.trainable import check_only_adapters_train
+    from jaxfusion.workdir import load_run, read_workdir_config
 
     if args.workdir is None or args.output is None:
         missing = "--workdir" if args.workdir is None else "--output"
         raise UserError(f"{missing}: none was given; export takes --workdir of a run and --output, a new directory")
-    model, params = jaxfusion.load(args.workdir)
+    config = read_workdir_config(args.workdir)
+    model, params = load_run(args.workdir)
     if args.adapters:
-        from jaxfusion.training.trainable import check_only_adapters_train
-        from jaxfusion.workdir import read_workdir_config
-
-        config = read_workdir_config(args.workdir)
-        check_only_adapters_train(params, config.train.trainable)
+        if model.config.lora:
+            check_only_adapters_train(params, config.train.trainable)
         jaxfusion.save_adapters(model, params, args.output, base=config.pretrained.model)
     else:
         jaxfusion.save_pretrained(model, params, args.output)

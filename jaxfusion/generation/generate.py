@@ -39,6 +39,10 @@ def generate(
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
     Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
+    if isinstance(prompts, str):
+        raise UserError(f"prompts: a list of texts is wanted; write [{prompts[:40]!r}]")
+    if not isinstance(model, Model):
+        raise UserError("model: a vision tower alone says nothing; look through it with jaxfusion.see")
     if not prompts:
         return []
     messages = [(message,) for message in user_messages(model, prompts, images)]

@@ -3,6 +3,9 @@
 import math
 from typing import Any, NoReturn
 
+import numpy as np
+
+from jaxfusion.batch import Batch
 from jaxfusion.config.model import (
     BiLSTMEncoderConfig,
     CrossAttentionFusionConfig,
@@ -53,6 +56,41 @@ def check(config: ModelConfig) -> None:
         _check_projector(config)
         if isinstance(config.fusion, CrossAttentionFusionConfig):
             _check_cross_attention(config)
+
+
+def check_batch(config: ModelConfig, batch: Batch) -> None:
+    """Raises UserError for ids that the vocabulary lacks, and for visual tokens that are not those of the images.
+
+    Looks at values, so it is for batches outside of jit.
+    """
+    tokens, index, segments = (np.asarray(x) for x in (batch.tokens, batch.visual_index, batch.segment_ids))
+    text, vocab = (segments > 0) & (index < 0), config.text_embedding.vocab_size
+    wrong = text & ((tokens < 0) | (tokens >= vocab))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        _refuse_batch(f"tokens[{row}, {column}] is {tokens[row, column]}, and the vocabulary has {vocab} ids")
+    if config.vision is None:
+        return
+    each, placed = config.tokens_per_image, np.sum((index >= 0) & (segments > 0), axis=1)
+    if batch.images is None:
+        if placed.any():
+            _refuse_batch(f"row {np.argmax(placed > 0)} has visual tokens, and there are no images; give them")
+        return
+    room = batch.images.shape[1] * each
+    if (index >= room).any():
+        _refuse_batch(f"visual_index goes to {index.max()}, and a row's images have {room} visual tokens, {each} each")
+    if isinstance(config.fusion, PlaceFusionConfig):
+        wanted = each * np.sum(np.asarray(batch.image_segment_ids) > 0, axis=1)
+        if (placed != wanted).any():
+            row = int(np.argmax(placed != wanted))
+            _refuse_batch(
+                f"row {row} has {placed[row]} image tokens, and its images become {wanted[row]}, {each} each; "
+                "write one image token for each of them, and give their id as image_token_id"
+            )
+
+
+def _refuse_batch(message: str) -> NoReturn:
+    raise UserError(f"batch: {message}")
 
 
 def _check_transformer(name: str, stack: TransformerConfig, config: ModelConfig) -> None:

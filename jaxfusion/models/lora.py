@@ -63,10 +63,10 @@ def check_adapters(params: Mapping[str, Any], adapters: Sequence[LoraConfig]) ->
     layers = {path.rpartition("/")[0] for path in traverse_util.flatten_dict(params, sep="/") if is_adapter(path)}
     for adapter in adapters:
         if not any(adapter_of(layer, adapters) is adapter for layer in layers):
-            raise UserError(
-                f"config.model.lora: no linear layer fits {adapter.layers!r} that an earlier glob does not; "
-                "name some as in 'decoder/layers/attention/*' or 'vision/*'"
-            )
+            shadowed = any(fnmatchcase(layer, adapter.layers) for layer in layers)
+            why = "an earlier glob fits all layers of" if shadowed else "no linear layer fits"
+            mend = "put it first" if shadowed else "name some as in 'decoder/layers/attention/*' or 'vision/*'"
+            raise UserError(f"config.model.lora: {why} {adapter.layers!r}; {mend}")
 
 
 def is_adapter(path: str) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import HostOrDevice
 from jaxfusion.config.model import Vision
+from jaxfusion.errors import UserError
 from jaxfusion.models.vision import make_vision
 from jaxfusion.models.vlm import Params
 
@@ -38,6 +39,9 @@ class Tower:
 def see(tower: Tower, params: Params, images: Shaped[HostOrDevice, "B M ..."]) -> Float[Array, "B M K E"]:
     """The images' visual tokens, before any projector.
 
-    params: of a whole tree, the room "vision" alone is read. images: uint8[B, M, H, W, 3], or float, normalised.
+    params: of a whole tree, the room "vision" alone is read. images: uint8[B, M, H, W, 3], or float, normalised;
+    `tower.pixels` makes one of a picture. Raises UserError for anything else than a tower.
     """
+    if not isinstance(tower, Tower):
+        raise UserError("tower: a vision tower alone is wanted, as jaxfusion.load gives; a whole model is for generate")
     return tower.module.apply({"params": params["vision"]}, images)

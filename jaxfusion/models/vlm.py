@@ -31,7 +31,7 @@ from jaxfusion.config.model import (
 )
 from jaxfusion.models import attention, fusion
 from jaxfusion.models.attention import Interval
-from jaxfusion.models.check import check, interleaved_stack
+from jaxfusion.models.check import check, check_batch, interleaved_stack
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
 from jaxfusion.models.lora import adapted, check_adapters
@@ -245,7 +245,12 @@ def complete(model: Model, params: Params, rng: Array) -> Params:
 
 
 def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T V"]:
-    """Logits in float32 at every position. Dropout, where the config has any, is on when a dropout_rng is given."""
+    """Logits in float32 at every position. Dropout, where the config has any, is on when a dropout_rng is given.
+
+    Outside of jit it raises UserError for a batch whose image tokens do not match its images, see `check_batch`.
+    """
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+        check_batch(model.config, batch)
     return _run(model, params, batch, dropout_rng, "__call__")
 
 

@@ -154,6 +154,8 @@ def read_header(file: Path) -> list[Stored]:
     def broken(what: str) -> UserError:
         return UserError(f"{file}: {what}; copy or download it again")
 
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: it is no .safetensors file; give the checkpoint's directory, or such a file")
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -226,7 +228,7 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
     if pickled:
         raise UserError(
             f"{pickled[0]}: pickled weights may run code and are never loaded; convert them once, where you trust "
-            "them, with transformers' from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+            "them, with transformers' from_pretrained(...).save_pretrained(...)"
         )
     other = ", ".join(sorted(file.name for file in path.glob("*.safetensors")))
     mend = f"name one file of it ({other})" if other else "give a checkpoint that holds safetensors"
@@ -262,10 +264,7 @@ def _download(repo: str) -> Path:
         if any(path.glob("*.safetensors")):
             return path
         reason = "the repository holds no safetensors, and pickled weights are neither loaded nor downloaded"
-        mend = (
-            "convert them once, where you trust them, with transformers' from_pretrained(...).save_pretrained(..., "
-            "safe_serialization=True)"
-        )
+        mend = "convert them once, where you trust them, with transformers' from_pretrained(...).save_pretrained(...)"
     except GatedRepoError:
         reason, mend = "its owner gives it on request", "ask there and log in with `hf auth login`"
     except RepositoryNotFoundError:

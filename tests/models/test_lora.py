@@ -151,7 +151,7 @@ def test_greedy_answers_are_those_of_the_merged_weights():
             r"config\.model\.lora: no linear layer fits 'decoder/layers/mpl/",
         ),
         ((LoraConfig(layers="text_embedding*"),), "no linear layer fits 'text_embedding"),
-        ((*EVERYWHERE, LoraConfig(layers="vision/*")), r"fits 'vision/\*' that an earlier glob does not"),
+        ((*EVERYWHERE, LoraConfig(layers="vision/*")), r"an earlier glob fits all layers of 'vision/\*'; put it first"),
         ((LoraConfig(rank=0),), r"config\.model\.lora\[0\]\.rank: 0 is too few"),
     ],
 )

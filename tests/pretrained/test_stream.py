@@ -187,10 +187,17 @@ def test_shards_arrive_on_their_devices(tmp_path):
     assert all(good.values()), good
 
 
+MESH = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (NamedSharding(jax.make_mesh((1,), ("a",)), PartitionSpec(None, None, "a")), "decoder/norm/scale of shape"),
+        (NamedSharding(MESH, PartitionSpec(None, None, "a")), "decoder/norm/scale of shape"),
+        (
+            NamedSharding(jax.make_mesh((1,), ("a",), axis_types=(AxisType.Explicit,)), PartitionSpec()),
+            r"decoder/key/kernel: its mesh has explicit axes, .* axis_types=\(jax\.sharding\.AxisType\.Auto",
+        ),
         ({"decoder": {}}, "decoder/key/kernel: there is none for it; give one for every parameter"),
         (lambda path, leaf: PartitionSpec(), "decoder/key/kernel: P.* a jax Sharding is wanted"),
         (["x"], "a list is none; give a Sharding, a tree of them, or a function"),

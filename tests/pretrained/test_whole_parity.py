@@ -307,8 +307,14 @@ def test_logits_in_bfloat16(case, pair):
     model = build(replace(one.model.config, dtype="bfloat16"))
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), one.params)
     reference = deepcopy(one.theirs).to(torch.bfloat16)
-    theirs = np.concatenate([their_logits(one, sample, reference) for sample in samples(one.model)])
-    assert relative_error(our_logits(model, rounded, padded(samples(one.model))), theirs) <= 1e-2
+    first, second, third = given = samples(one.model)
+    theirs = [their_logits(one, sample, reference) for sample in given]
+    for batch, order in [
+        (padded(given), [0, 1, 2]),
+        (make_batch([[first, second, third], [third, first]], gap=2), [0, 1, 2, 2, 0]),
+    ]:
+        ours = our_logits(model, rounded, batch)
+        assert relative_error(ours, np.concatenate([theirs[i] for i in order])) <= 1e-2
 
 
 @pytest.mark.parametrize("case", CASES)
