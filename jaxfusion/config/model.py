@@ -389,6 +389,10 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0
 
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
 
 # --- the whole --------------------------------------------------------------------------------------------------------
 

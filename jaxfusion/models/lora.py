@@ -82,8 +82,7 @@ def merge(params: Mapping[str, Any], adapters: Sequence[LoraConfig]) -> dict[str
         layer, _, name = path.rpartition("/")
         if name == "lora_a":
             adapter, kernel = adapter_of(layer, adapters), f"{layer}/kernel"
-            scale = adapter.alpha / adapter.rank
-            merged[kernel] = _merged(leaves[kernel], leaves[path], leaves[f"{layer}/lora_b"], scale)
+            merged[kernel] = _merged(leaves[kernel], leaves[path], leaves[f"{layer}/lora_b"], adapter.scale)
     return traverse_util.unflatten_dict(merged, sep="/")
 
 
@@ -108,4 +107,4 @@ def _branch(layer: nn.Dense | nn.DenseGeneral, x: Float[Array, "..."], adapter: 
     a = layer.param(LEAVES[0], uniform, (*inputs, adapter.rank))
     b = layer.param(LEAVES[1], nn.initializers.zeros, (adapter.rank, *outputs))
     x, a, b = (value.astype(layer.dtype) for value in (x, a, b))
-    return jnp.tensordot(jnp.tensordot(x, a, num_inputs), b, 1) * (adapter.alpha / adapter.rank)
+    return jnp.tensordot(jnp.tensordot(x, a, num_inputs), b, 1) * adapter.scale

@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxfusion.config.model import LoraConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.lora import adapter_of, is_adapter
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.pretrained.export import new_directory, plan
-from jaxfusion.pretrained.table import Row, flatten, tensors, to_theirs
+from jaxfusion.pretrained.table import Row, flatten, tensors
 from jaxfusion.pretrained.whole import MODULES
-from jaxfusion.pretrained.write import write_safetensors
+from jaxfusion.pretrained.write import write_params
 
 CONFIG, STEM = "adapter_config.json", "adapter_model"
 
@@ -56,15 +54,7 @@ def save_adapters(model: Model, params: Params, directory: str | Path, *, base: 
     if left:
         raise UserError(f"export: {min(left)}: the checkpoint has no such layer; export it merged")
     directory = new_directory(directory)
-    wanted = {tensor.name: tensor for tensor in tensors(rows, leaves)}
-    shapes = {name: jax.ShapeDtypeStruct(tensor.shape, jnp.float32) for name, tensor in wanted.items()}
-
-    def read(name: str) -> np.ndarray:
-        tensor = wanted[name]
-        leaf = leaves[tensor.row.path]
-        return to_theirs(tensor.row, [np.asarray(leaf if tensor.layer is None else leaf[tensor.layer], np.float32)])
-
-    write_safetensors(directory, shapes, read, stem=STEM)
+    write_params(directory, rows, params, jnp.float32, stem=STEM)
     ranks = {_module(name): adapter for name, adapter in config_of.items()}
     text = json.dumps(_config(ranks, planned.config, base), indent=2)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")

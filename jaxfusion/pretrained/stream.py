@@ -95,7 +95,7 @@ def _placed(path: str, shape: jax.ShapeDtypeStruct, found: Mapping[str, Any]) ->
     sharding = found[path]
     if not isinstance(sharding, Sharding | None):
         raise UserError(f"shardings: {path}: {sharding!r} is a {type(sharding).__name__}, and a jax Sharding is wanted")
-    if isinstance(sharding, NamedSharding) and AxisType.Auto not in {*sharding.mesh.axis_types}:
+    if isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types:
         raise UserError(
             f"shardings: {path}: its mesh has explicit axes, with which the model does not compute; make it as in "
             "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))"

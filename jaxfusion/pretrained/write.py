@@ -32,12 +32,14 @@ def write_params(
     params: Any,
     dtype: DTypeLike | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    stem: str = "model",
 ) -> list[Path]:
     """The parameters under the names and in the layout of a family's table; the files that were written.
 
     The host holds one tensor at a time, a single layer's where leaves are stacked.
 
     params: a tree with all leaves that the rows speak of. dtype: of the files; None leaves it to the leaves.
+    stem:   of the files' names.
     Raises UserError for a leaf that holds an infinity or a NaN, and as `write_safetensors`.
     """
     leaves = flatten(params)
@@ -55,7 +57,7 @@ def write_params(
         return value
 
     shapes = {name: jax.ShapeDtypeStruct(tensor.shape, dtypes[name]) for name, tensor in wanted.items()}
-    return write_safetensors(directory, shapes, read, max_shard_bytes)
+    return write_safetensors(directory, shapes, read, max_shard_bytes, stem)
 
 
 def write_safetensors(
