@@ -82,8 +82,12 @@ class MeshParallel(Parallel):
         return NamedSharding(self.mesh, PartitionSpec())
 
     def compile(self, step: Step, *, donate: bool = False) -> Step:
+        def on_mesh(state: Any, batch: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # for jaxfusion.models.rows
+                return step(state, batch)
+
         return jax.jit(
-            step,
+            on_mesh,
             in_shardings=(self.replicated, self.rows),
             out_shardings=self.replicated,
             donate_argnums=0 if donate else (),

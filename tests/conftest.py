@@ -20,14 +20,17 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 _register_dataclass = jax.tree_util.register_dataclass
 
 
-def _register_unchecked(cls: type, data_fields: Sequence[str], meta_fields: Sequence[str], **kwargs: Any) -> type:
+def _register_unchecked(
+    cls: type, data_fields: Sequence[str] = (), meta_fields: Sequence[str] = (), **kwargs: Any
+) -> type:
     """JAX rebuilds a dataclass around all sorts of things: shapes, shardings, arrays with a device axis in front.
 
     It does so through __init__, where jaxtyping's checks are. In the tests it goes round them, so that what our own
     code builds is checked and what JAX builds is not.
     """
     if not cls.__module__.startswith("jaxfusion"):
-        return _register_dataclass(cls, data_fields, meta_fields, **kwargs)
+        fields = (data_fields, meta_fields) if data_fields or meta_fields else ()
+        return _register_dataclass(cls, *fields, **kwargs)
 
     def flatten(instance: Any) -> tuple[list, tuple]:
         data = [(GetAttrKey(name), getattr(instance, name)) for name in data_fields]

@@ -101,17 +101,27 @@ def attention(
     return out
 
 
-def attention_gradients(query: Array, key: Array, value: Array, seen: Array, cotangent: Array) -> tuple[Array, ...]:
+def attention_gradients(
+    query: Array,
+    key: Array,
+    value: Array,
+    seen: Array,
+    cotangent: Array,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[Array, ...]:
     """Gradients of sum(cotangent * attention(...)) in query, key and value, by the softmax's own derivative."""
-    weights = attention_weights(query, key, seen)
-    num_heads, head_dim = query.shape[2:]
+    weights, scale = attention_weights(query, key, seen, scale, softcap), scale or query.shape[-1] ** -0.5
+    num_heads = query.shape[2]
     d_query, d_key, d_value = (np.zeros(x.shape) for x in (query, key, value))
     for b, n in np.ndindex(query.shape[0], num_heads):
         g = kv_head(n, num_heads, key.shape[2])
         p, out_bar = weights[b, n], cotangent[b, :, n].astype(np.float64)
         d_value[b, :, g] += p.T @ out_bar
         p_bar = out_bar @ value[b, :, g].astype(np.float64).T
-        score_bar = p * (p_bar - (p_bar * p).sum(axis=1, keepdims=True)) / np.sqrt(head_dim)
+        score_bar = p * (p_bar - (p_bar * p).sum(axis=1, keepdims=True)) * scale
+        if softcap:
+            score_bar /= np.cosh(scale * query[b, :, n].astype(np.float64) @ key[b, :, g].T / softcap) ** 2
         d_query[b, :, n] += score_bar @ key[b, :, g]
         d_key[b, :, g] += score_bar.T @ query[b, :, n]
     return d_query, d_key, d_value

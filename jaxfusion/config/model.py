@@ -13,6 +13,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
+AttentionKernel = Literal["auto", "xla", "cudnn", "pallas"]
+
 
 # --- text embedding ---------------------------------------------------------------------------------------------------
 
@@ -408,7 +410,7 @@ class ModelConfig:
     decoder: Decoder = field(default_factory=TransformerDecoderConfig)
     lora: tuple[LoraConfig, ...] = ()  # a linear layer has the adapter of the first glob that fits it
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: AttentionKernel = "auto"  # "auto": the fastest that is right, see models/attention.py; or force one
 
     @property
     def tokens_per_image(self) -> int:

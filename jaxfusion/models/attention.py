@@ -9,6 +9,7 @@
 No T x T mask exists in model code. `attention` chooses the kernel.
 """
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -16,7 +17,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfusion.config.model import AttentionKernel
+from jaxfusion.models.rows import on_own_rows, platform
+
 Kind = Literal["causal", "full", "ranges"]
+
+# Fewer queries than this leave a fused kernel's blocks mostly empty, and XLA's T x S logits are small.
+MIN_QUERIES = 64
+MAX_HEAD_DIM = 256
 
 
 @struct.dataclass
@@ -107,39 +115,51 @@ def attention(
     *,
     scale: float = 0.0,
     softcap: float = 0.0,
-    implementation: Literal["auto", "xla", "cudnn"] = "auto",
+    implementation: AttentionKernel = "auto",
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of each query over its interval of keys; softmax in float32.
 
     N query heads share G key-value heads in groups of N/G (grouped-query attention, Ainslie et al. 2023).
     scale: of the logits; 0 is 1/sqrt(H).
     softcap: bends the scaled logits by cap tanh(x / cap) (Gemma 2); 0 does not.
-    implementation: "auto" takes cuDNN where `choose_kernel` says that it can be had, else XLA; the other two force one.
+    implementation: "auto" is what `choose_kernel` says; the others force one. "pallas" runs in an interpreter where
+        there is no GPU: slowly, for tests.
     """
     scale = scale or query.shape[-1] ** -0.5
     kernel = choose_kernel(query, key, interval, softcap) if implementation == "auto" else implementation
     if kernel == "cudnn":
         return _cudnn(query, key, value, interval, scale, softcap)
+    if kernel == "pallas":
+        from jaxfusion.models.flash_attention import flash_attention  # Pallas takes long to import
+
+        flash = partial(flash_attention, scale=scale, softcap=softcap, interpret=platform() != "gpu")
+        return on_own_rows(flash, query, key, value, interval.start, interval.end)
     return _xla(query, key, value, interval, scale, softcap)
 
 
-def choose_kernel(query: Array, key: Array, interval: Interval, softcap: float = 0.0) -> Literal["xla", "cudnn"]:
-    """The one table of kernels.
+def choose_kernel(
+    query: Array, key: Array, interval: Interval, softcap: float = 0.0
+) -> Literal["xla", "cudnn", "pallas"]:
+    """The one table of kernels; the first row that fits is taken.
 
-    platform  dtype     interval      heads            softcap  kernel
-    gpu       16 bits   causal, full  H <= 128, H % 8  none     cuDNN flash attention
-    any       any       any           any              any      XLA
+    platform  dtype    interval      heads            softcap  queries   kernel
+    gpu       16 bits  causal, full  H <= 128, H % 8  none     all keys  cuDNN flash attention
+    gpu       16 bits  any           H <= 256         any      >= 64     Pallas, `flash_attention`
+    any       any      any           any              any      any       XLA
     """
-    sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
-    head_dim = query.shape[-1]
-    fits = interval.kind != "ranges" and sixteen_bits and head_dim <= 128 and head_dim % 8 == 0 and not softcap
-    return "cudnn" if fits and query.shape[1] == key.shape[1] and jax.default_backend() == "gpu" else "xla"
+    head_dim, num_queries = query.shape[-1], query.shape[1]
+    if platform() != "gpu" or query.dtype not in (jnp.bfloat16, jnp.float16):
+        return "xla"
+    plain = interval.kind != "ranges" and not softcap and num_queries == key.shape[1]
+    if plain and head_dim <= 128 and head_dim % 8 == 0:
+        return "cudnn"
+    return "pallas" if head_dim <= MAX_HEAD_DIM and num_queries >= MIN_QUERIES else "xla"
 
 
 def _cudnn(query: Array, key: Array, value: Array, interval: Interval, scale: float, softcap: float) -> Array:
     if interval.kind == "ranges" or softcap:
         raise ValueError(
-            "cuDNN attention takes plain causal or full intervals, and no softcap; use implementation='auto' or 'xla'"
+            "cuDNN attention takes plain causal or full intervals, and no softcap; use implementation='auto'"
         )
     # Causal needs no lengths: right padding is only ever seen by padding.
     lengths = interval.end[:, 0] if interval.kind == "full" else None

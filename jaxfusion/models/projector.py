@@ -4,7 +4,6 @@ K' is the config's num_tokens(K), D the model's width.
 """
 
 import math
-from typing import Literal
 
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
@@ -13,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxfusion.config.model import (
+    AttentionKernel,
     LinearProjectorConfig,
     MappingProjectorConfig,
     MLPProjectorConfig,
@@ -28,7 +28,7 @@ from jaxfusion.models.transformer import ACTIVATIONS, MLP, TransformerLayers, ma
 
 
 def make_projector(
-    config: Projector, width: int, dtype: DTypeLike, implementation: Literal["auto", "xla", "cudnn"] = "auto"
+    config: Projector, width: int, dtype: DTypeLike, implementation: AttentionKernel = "auto"
 ) -> nn.Module:
     """The module that a projector config names: [B, M, K, E] -> [B, M, K', width], computed in `dtype`.
 
@@ -177,7 +177,7 @@ class MappingNetwork(nn.Module):
     config: MappingProjectorConfig
     width: int
     dtype: DTypeLike
-    implementation: Literal["auto", "xla", "cudnn"]
+    implementation: AttentionKernel
 
     @nn.compact
     def __call__(self, x: Float[Array, "B M K E"]) -> Float[Array, "B M P D"]:

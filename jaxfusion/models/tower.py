@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import HostOrDevice
-from jaxfusion.config.model import Vision
+from jaxfusion.config.model import AttentionKernel, Vision
 from jaxfusion.errors import UserError
 from jaxfusion.models.vision import make_vision
 from jaxfusion.models.vlm import Params
@@ -27,7 +27,7 @@ class Tower:
 
     config: Vision
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: AttentionKernel = "auto"
     pixels: Callable[[np.ndarray], np.ndarray] | None = field(default=None, compare=False, repr=False)
     origin: Any = field(default=None, compare=False, repr=False)
 

@@ -12,7 +12,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxfusion.config.model import TransformerConfig
+from jaxfusion.config.model import AttentionKernel, TransformerConfig
 from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.lora import inside
 from jaxfusion.models.rope import Rotation, rotate, rotation
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
 
     config: TransformerConfig
     dtype: DTypeLike
-    implementation: Literal["auto", "xla", "cudnn"]
+    implementation: AttentionKernel
 
     @nn.compact
     def __call__(
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
     config: TransformerConfig
     dtype: DTypeLike
-    implementation: Literal["auto", "xla", "cudnn"] = "auto"
+    implementation: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(
@@ -197,7 +197,7 @@ class TransformerLayers(nn.Module):
 
     config: TransformerConfig
     rotary: bool
-    implementation: Literal["auto", "xla", "cudnn"]
+    implementation: AttentionKernel
     dtype: DTypeLike
 
     @nn.compact

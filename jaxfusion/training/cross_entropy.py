@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
+
+from jaxfusion.models.rows import row_axes
 
 # Logits that are held at once, about; a chunk is never fewer positions, or the matrix would be read too often.
 MAX_LOGITS, MIN_POSITIONS = 1 << 25, 256
@@ -108,12 +111,12 @@ def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, opt
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sums(options: CrossEntropy, max_logits: int, *arrays: Array) -> tuple[Array, Array]:
-    return _run(options, max_logits, False, False, *arrays)[:2]
+    return _on_mesh(options, max_logits, False, False, *arrays)[:2]
 
 
 def _forward(options: CrossEntropy, max_logits: int, *primals: CustomVJPPrimal) -> tuple[tuple, tuple]:
     hidden, matrix, *_ = primals
-    loss, correct, *gradients = _run(
+    loss, correct, *gradients = _on_mesh(
         options, max_logits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
     )
     return (loss, correct), tuple(gradients)
@@ -128,6 +131,24 @@ def _backward(options: CrossEntropy, max_logits: int, gradients: tuple, cotangen
 
 
 _sums.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _on_mesh(options: CrossEntropy, max_logits: int, for_hidden: bool, for_matrix: bool, *arrays: Array) -> tuple:
+    """`_run`, by each device of a mesh on its own rows: what they find is added up once, and not once a chunk."""
+    run, axes = partial(_run, options, max_logits, for_hidden, for_matrix), row_axes()
+    if not axes:
+        return run(*arrays)
+
+    def run_and_add(*arrays: Array) -> tuple:
+        loss, correct, by_hidden, by_matrix = run(*arrays)
+        loss, correct, by_matrix = jax.lax.psum((loss, correct, by_matrix), axes)
+        return loss, correct, by_hidden, by_matrix
+
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    inputs, outputs = (rows, whole, rows, rows), (whole, whole, rows, whole)
+    return jax.shard_map(
+        run_and_add, in_specs=inputs, out_specs=outputs, axis_names=set(axes), check_vma=False
+    )(*arrays)
 
 
 def _run(

@@ -4,21 +4,25 @@ Each network takes `Batch.images` and gives float[B, M, K, D]: K = config.num_to
 for each of a row's M images, in the computation's dtype. Parameters are float32.
 """
 
-from typing import Literal
-
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxfusion.config.model import FeaturesConfig, LookupConfig, ResNetConfig, VGGConfig, Vision, ViTConfig
+from jaxfusion.config.model import (
+    AttentionKernel,
+    FeaturesConfig,
+    LookupConfig,
+    ResNetConfig,
+    VGGConfig,
+    Vision,
+    ViTConfig,
+)
 from jaxfusion.models.vision.lookup import Features, Lookup
 from jaxfusion.models.vision.resnet import ResNet
 from jaxfusion.models.vision.vgg import VGG
 from jaxfusion.models.vision.vit import ViT
 
 
-def make_vision(
-    config: Vision, dtype: DTypeLike, implementation: Literal["auto", "xla", "cudnn"] = "auto"
-) -> nn.Module:
+def make_vision(config: Vision, dtype: DTypeLike, implementation: AttentionKernel = "auto") -> nn.Module:
     """The module that a vision config names; its `__call__(images)` gives float[B, M, K, D].
 
     images: uint8[B, M, H, W, 3], normalised here with the config's mean and std, or float that already is; int[B, M]

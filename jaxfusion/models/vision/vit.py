@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), with the variations of CLIP, SigLIP and DINOv2."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import HostOrDevice
-from jaxfusion.config.model import TransformerConfig, ViTConfig
+from jaxfusion.config.model import AttentionKernel, TransformerConfig, ViTConfig
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.lora import inside
 from jaxfusion.models.stack import init_stack, run_stack
@@ -24,7 +24,7 @@ class ViT(nn.Module):
 
     config: ViTConfig
     dtype: DTypeLike
-    implementation: Literal["auto", "xla", "cudnn"] = "auto"
+    implementation: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(self, images: Shaped[HostOrDevice, "B M ..."]) -> Float[Array, "B M K D"]:

@@ -1,0 +1,34 @@
+"""Where a program runs, and how what the compiler cannot share out runs on each device's own rows.
+
+`jaxfusion.parallel` compiles a step with its mesh in context (`jax.sharding.use_abstract_mesh`), that of planning's
+described devices too. Kernels of our own are opaque to XLA: on a mesh it would gather all rows on every device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+
+def platform() -> str:
+    """What the program is compiled for: that of the mesh in context, or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def row_axes() -> tuple[str, ...]:
+    """The axes of the mesh in context over which rows are shared; () on one device, and where each device has its own
+    program already (pmap)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in axes if kind == AxisType.Auto) if mesh.size > 1 else ()
+
+
+def on_own_rows(function: Callable[..., Any], *arrays: Any) -> Any:
+    """function(*arrays), whose arrays and results all lead with the row, run by each device on its own rows."""
+    axes = row_axes()
+    if not axes:
+        return function(*arrays)
+    rows = PartitionSpec(axes)
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*arrays)
