@@ -22,6 +22,7 @@ examples:
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
+  jaxfusion --mode plan --config configs/join.py --config.plan.hardware=h200 --config.plan.topology=1x1x8
 """
 
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _evaluate(args, overrides)
         elif args.mode == "export":
             _export(args)
+        elif args.mode == "plan":
+            _plan(args, overrides)
         else:
             _generate(args, overrides)
     except UserError as error:
@@ -71,14 +74,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
     )
-    modes = ("train", "evaluate", "generate", "export")
+    modes = ("train", "evaluate", "generate", "export", "plan")
     parser.add_argument("--mode", choices=modes, default="train", help="default: train")
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
     )
     parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="export: a new directory, for transformers and servers to load"
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="export: a new directory, for transformers and servers to load; plan: a JSON file for all numbers",
     )
     parser.add_argument(
         "--adapters", action="store_true", help="export: the LoRA adapters alone, as PEFT's files, not merged"
@@ -169,6 +175,35 @@ def _export(args: argparse.Namespace) -> None:
     else:
         jaxfusion.save_pretrained(model, params, args.output)
     print(args.output)
+
+
+def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    import json
+
+    import jax
+    from rich.console import Console
+
+    from jaxfusion.config import read_config
+    from jaxfusion.planning.run import best_fit, largest_batch, plan_run
+    from jaxfusion.planning.show import show_plan, to_json
+    from jaxfusion.pretrained.join import expand
+
+    if args.config is None:
+        raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UserError(f"--output: {args.output.parent} is not a directory; make it first")
+    jax.config.update("jax_platforms", "cpu")  # or JAX would look for the GPUs that are not there
+    config, plans = read_config(args.config, overrides, expand), []
+    with Console(stderr=True).status(f"compiling {config.train.batch_size} rows") as status:
+        plans.append(plan_run(config))
+        if config.plan.largest_batch:
+            for found in largest_batch(config, plans[0]):
+                plans.append(found)
+                status.update(f"looking for the largest batch: {found.rows} rows take {found.share:.0%} of the memory")
+    largest = best_fit(plans) if config.plan.largest_batch else None
+    show_plan(plans[0], largest, Console())
+    if args.output is not None:
+        args.output.write_text(json.dumps(to_json(plans[0], largest), indent=2) + "\n")
 
 
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):

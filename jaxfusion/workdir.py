@@ -19,7 +19,7 @@ CONFIG, LABELS, PRETRAINED = "config.json", "labels.json", "pretrained"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
 
 # What may differ between two calls of one run: nothing that changes the parameters.
-FREE = ("evaluate", "generate", "serve", "parallel")
+FREE = ("evaluate", "generate", "plan", "serve", "parallel")
 FREE_SETTINGS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",

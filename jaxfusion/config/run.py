@@ -60,6 +60,13 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    hardware: str = "h200"  # a row of jaxfusion/hardware.py: h100, h100-pcie, h200, b200, a100, l40s, l4
+    topology: str = "1x1x1"  # slices x hosts x GPUs a host
+    largest_batch: bool = True  # look for it; that compiles the step several times
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """The name is kept for the server's settings; it has none yet."""
 
@@ -87,4 +94,5 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

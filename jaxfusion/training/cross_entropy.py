@@ -146,9 +146,9 @@ def _on_mesh(options: CrossEntropy, max_logits: int, for_hidden: bool, for_matri
 
     rows, whole = PartitionSpec(axes), PartitionSpec()
     inputs, outputs = (rows, whole, rows, rows), (whole, whole, rows, whole)
-    return jax.shard_map(
-        run_and_add, in_specs=inputs, out_specs=outputs, axis_names=set(axes), check_vma=False
-    )(*arrays)
+    return jax.shard_map(run_and_add, in_specs=inputs, out_specs=outputs, axis_names=set(axes), check_vma=False)(
+        *arrays
+    )
 
 
 def _run(
