@@ -156,7 +156,7 @@ def full_rows(config: Config, rows: int) -> Batch:
         loss_weights=(column >= place).astype(np.float32),
         prompt_mask=column < place,
         visual_index=index.astype(np.int32),
-        images=[_image(config)] * slots,
+        images=[_image(config) for _ in range(slots)],
     )
     return pack([[segment]] * rows, length, model.tokens_per_image)
 

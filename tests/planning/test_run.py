@@ -1,0 +1,112 @@
+"""A run's plan: what needs no GPU compiler. What XLA makes of real models is in test_presets.py."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jaxfusion
+from jaxfusion.config import Config, from_dict
+from jaxfusion.errors import UserError
+from jaxfusion.hardware import HARDWARE
+from jaxfusion.models.check import check_batch
+from jaxfusion.planning import Program
+from jaxfusion.planning.run import RunPlan, best_fit, full_rows, next_rows
+from jaxfusion.planning.show import show_plan, to_json
+
+VIT = {"kind": "vit", "image_size": 8, "patch_size": 4, "width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8}
+
+
+def make_plan(rows: int, gigabytes: float, devices: int = 1, flops: int = 10**12) -> RunPlan:
+    size = int(gigabytes * 1e9)
+    program = Program(
+        argument_bytes=10**9,
+        output_bytes=10**9,
+        donated_bytes=10**9,
+        temporary_bytes=size - 10**9,
+        kernels=Counter({"__cudnn$fmhaSoftmax": 3, "flash_attention_forward": 2, "fusion": 7, "sort": 1}),
+        collectives=Counter({"all-reduce": 4}),
+        collective_bytes=Counter({"all-reduce": 8 * 10**9}),
+        arrays={},
+    )
+    return RunPlan(HARDWARE["h200"], devices, rows, {"decoder": 4 * 10**8}, 5 * 10**8, 10**8, program, flops)
+
+
+def test_bounds_are_what_each_part_takes_at_its_peak():
+    bounds = make_plan(8, 20, devices=8, flops=8 * 9895 * 10**11).bounds
+    assert bounds == pytest.approx({"arithmetic": 1.0, "memory": 2e9 / 4.8e12, "links": 2 * 8e9 * 7 / 8 / 450e9})
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+@pytest.mark.parametrize("first", [8, 64, 4096])
+@pytest.mark.parametrize("fixed, a_row", [(20e9, 1e9), (0, 3e8), (143e9, 1e7), (150e9, 1e6)])
+def test_the_search_ends_at_the_largest_batch(unit, first, fixed, a_row):
+    limit, known = 0.95 * HARDWARE["h200"].memory_bytes, {}
+
+    def size(rows: int) -> int:
+        return int(fixed + a_row * rows**1.02)  # not quite a straight line
+
+    rows = first
+    while rows is not None:
+        assert rows % unit == 0 and rows not in known
+        known[rows] = size(rows)
+        assert len(known) < 14
+        rows = next_rows(known, unit, limit)
+    largest = max((rows for rows, size in known.items() if size <= limit), default=0)
+    assert size(largest + max(unit, largest // 50) + unit) > limit
+
+
+def test_the_best_fit_has_most_rows():
+    plans = [make_plan(8, 20), make_plan(64, 150), make_plan(32, 80)]
+    assert best_fit(plans).rows == 32
+    assert not best_fit(plans[1:2]).fits
+
+
+@pytest.mark.parametrize(
+    "model, positions",
+    [
+        ({"vision": VIT}, 5),
+        ({"vision": VIT, "fusion": "add", "projector": {"kind": "linear", "pool": "mean"}}, 0),
+        ({"vision": VIT, "fusion": {"kind": "cross-attention", "num_heads": 2}}, 0),
+        ({"vision": {"kind": "lookup", "num_images": 3}}, 1),
+        ({"vision": {"kind": "features", "num_tokens": 2, "feature_width": 4}}, 2),
+        ({"vision": None}, 0),
+    ],
+)
+def test_full_rows_are_batches_of_the_model(model, positions):
+    text = {
+        "width": 8,
+        "text_embedding": {"vocab_size": 11},
+        "decoder": {"kind": "transformer", "num_layers": 1, "num_heads": 2},
+    }
+    config = from_dict(Config, {"model": text | model, "data": {"row_length": 12}})
+    batch = full_rows(config, 3)
+    check_batch(jaxfusion.build(config).config, batch)
+    assert batch.tokens.shape == (3, 12) and (batch.segment_ids == 1).all()
+    assert np.sum(batch.visual_index[0] >= 0) == (12 if "add" in str(model) else positions)
+
+
+def test_a_row_that_is_too_short_for_its_image_is_refused():
+    config = from_dict(Config, {"model": {"vision": VIT}, "data": {"row_length": 4}})
+    with pytest.raises(UserError, match=r"^config\.data\.row_length: .*take 5 positions and it has 4; raise it$"):
+        full_rows(config, 1)
+
+
+def test_what_is_shown_and_written():
+    plan, largest, out = make_plan(8, 20), make_plan(56, 140), io.StringIO()
+    show_plan(plan, largest, Console(file=out, width=100))
+    for line in (
+        "attention, cuDNN, forward",
+        "attention, Pallas, forward",
+        "8 rows a step: fits",
+        "56 rows (140.0 GB)",
+    ):
+        assert line in out.getvalue()
+    found = json.loads(json.dumps(to_json(plan, largest)))
+    assert found["memory"]["total"] == 20e9 and found["largest_batch"] == 56
+    assert found["kernels"] == {"all other kernels": 8, "attention, Pallas, forward": 2, "attention, cuDNN, forward": 3}
+    assert found["collectives"] == {"all-reduce": {"launches": 4, "bytes": 8e9}}
+    assert to_json(plan, make_plan(1, 200))["largest_batch"] is None
