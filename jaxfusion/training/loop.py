@@ -56,8 +56,8 @@ def train(
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), settings.trainable)
-    of_loss = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing}
-    step_fn = parallel.compile(partial(train_step, model, optimizer, **of_loss), donate=True)
+    options = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing, "remat": settings.remat}
+    step_fn = parallel.compile(partial(train_step, model, optimizer, **options), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
         restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))

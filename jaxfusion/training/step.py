@@ -6,6 +6,7 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import Batch
+from jaxfusion.models.remat import Remat, rematerialised
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.training.losses import LossSums, forward_loss
@@ -24,6 +25,7 @@ def train_step(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    remat: Remat = "none",
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
@@ -32,6 +34,7 @@ def train_step(
     axis_name: under pmap, the axis whose devices each hold a part of the rows. They add up sums, so the result is that
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
     z_loss, label_smoothing: as in `CrossEntropy`; what is minimised, and what the metrics call loss.
+    remat: what the backward pass computes again, see `jaxfusion.models.remat`.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
         and the batch's sizes, see `jaxfusion.models.sizes`.
     """
@@ -43,7 +46,8 @@ def train_step(
 
     def summed_loss(trainable: Params) -> tuple[Float[Array, ""], LossSums]:
         params = join(trainable, frozen)
-        sums = forward_loss(model, params, batch, dropout_rng, z_loss=z_loss, label_smoothing=label_smoothing)
+        with rematerialised(remat):
+            sums = forward_loss(model, params, batch, dropout_rng, z_loss=z_loss, label_smoothing=label_smoothing)
         return sums.loss, sums
 
     gradients, sums = jax.grad(summed_loss, has_aux=True)(trainable)
