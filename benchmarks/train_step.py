@@ -25,6 +25,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.model import BiLSTMEncoderConfig, ModelConfig, TransformerConfig, TransformerDecoderConfig
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
+from jaxfusion.hardware import find_hardware
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel, use_cpu_cores
@@ -32,10 +33,6 @@ from jaxfusion.planning import TARGETS, compile_for, make_plan
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
-
-# Dense bf16 FLOP/s of one card. NVIDIA's data sheets ("H100 Tensor Core GPU", "H200 Tensor Core GPU") give 1,979 TFLOPS
-# with sparsity for both SXM cards, and dense is half of that.
-PEAK_BF16 = {"NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
 
 EPILOG = f"""\
 presets:
@@ -176,8 +173,8 @@ def _unroll(config: ModelConfig) -> ModelConfig:
 
 def _mfu(flops_per_second: float, dtype: str) -> float | None:
     """Model FLOP utilisation (Chowdhery et al. 2022); None where the peak for this device and type is not known."""
-    peak = PEAK_BF16.get(jax.local_devices()[0].device_kind) if dtype == "bfloat16" else None
-    return flops_per_second / (peak * jax.local_device_count()) if peak else None
+    card = find_hardware(jax.local_devices()[0].device_kind) if dtype == "bfloat16" else None
+    return flops_per_second / (card.bf16_flops * jax.local_device_count()) if card else None
 
 
 def _peak_memory(step: jax.stages.Compiled) -> dict[str, Any]:

@@ -57,6 +57,9 @@ SPECIALIST = {"fill": "tokens", "classify": "class"}
 # A held-out picture, to try a trained model on.
 EXAMPLE = "example.png"
 
+# Where a trace of a few training steps goes.
+PROFILE = "profile"
+
 # The tokenizer learns from this many records; more change nothing about the words of a data set.
 TOKENIZER_RECORDS = 5000
 
@@ -149,15 +152,18 @@ def _check_split(config: Config) -> None:
         )
 
 
-def train_run(config: Config, workdir: Path) -> dict[str, float]:
-    """Trains, or goes on training, then evaluates and writes the report; returns the metrics."""
+def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[str, float]:
+    """Trains, or goes on training, then evaluates and writes the report; returns the metrics.
+
+    profile: leave a trace of a few steps in the workdir.
+    """
     make_parallel(config.parallel).check_batch_size("config.train.batch_size", config.train.batch_size)
     make_workdir(workdir)
     with held(workdir):
-        return _train(open_experiment(config, workdir), workdir)
+        return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)
 
 
-def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
+def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[str, float]:
     config, model = experiment.config, experiment.model
     check_run(workdir, config)
     _check_trainable(config)
@@ -181,7 +187,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
         def init_params() -> Params:
             return read_rooms(model, named, jax.random.key(config.train.seed))
 
-    state = train(config, model, iterator, workdir, evaluate=during, init_params=init_params)
+    state = train(config, model, iterator, workdir, evaluate=during, init_params=init_params, profile=profile)
     return _evaluate(experiment, state.params, int(state.step))
 
 

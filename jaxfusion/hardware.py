@@ -117,5 +117,5 @@ def find_hardware(device_kind: str) -> Hardware | None:
 
     The longest name that fits is taken: some drivers say more, as in "NVIDIA H200 141GB HBM3e".
     """
-    fits = [card for card in HARDWARE.values() if device_kind.startswith(card.device_kind)]
+    fits = [card for card in HARDWARE.values() if f"{device_kind} ".startswith(f"{card.device_kind} ")]
     return max(fits, key=lambda card: len(card.device_kind), default=None)

@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--adapters", action="store_true", help="export: the LoRA adapters alone, as PEFT's files, not merged"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="train: leave a trace of a few steps in the workdir, for XProf to show"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -116,6 +119,7 @@ def _quieten() -> None:
 
 
 def _train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.config import read_config
     from jaxfusion.experiment import train_run
     from jaxfusion.parallel import use_cpu_cores
@@ -125,20 +129,24 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
     config = read_config(args.config, overrides, expand)
     use_cpu_cores(config.train.batch_size)
+    use_compilation_cache()
     workdir = args.workdir or Path("runs") / args.config.stem
-    _show(train_run(config, workdir), workdir)
+    _show(train_run(config, workdir, profile=args.profile), workdir)
 
 
 def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.experiment import evaluate_run
     from jaxfusion.parallel import use_cpu_cores
 
     config, workdir = _trained(args, overrides)
     use_cpu_cores(config.evaluate.batch_size)
+    use_compilation_cache()
     _show(evaluate_run(config, workdir), workdir)
 
 
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampler_of
     from jaxfusion.generation.classify import classify
@@ -147,6 +155,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.workdir import load_run, read_labels
 
     config, workdir = _trained(args, overrides)
+    use_compilation_cache()
     model, params = load_run(workdir)
     prompts = [prepare_text(args.prompt, config.data.languages[0], config.data)]
     images = [args.image] if args.image else None

@@ -34,6 +34,9 @@ class TrainConfig:
     z_loss: float = 0.0  # weight of the squared log-normaliser in the loss (PaLM: 1e-4), which keeps logits small
     label_smoothing: float = 0.0  # share of each target's probability that goes to all classes alike
     trainable: tuple[str, ...] = ("*",)  # globs over parameter paths, as in "projector/*"; the rest is frozen
+    # What layers compute again in the backward pass, to save memory: nothing; all but what matrix products and
+    # attention give; all but what attention reads and gives; everything.
+    remat: Literal["none", "dots", "attention", "full"] = "none"
     seed: int = 0
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

@@ -14,6 +14,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 MAX_POINTS = 300  # a line; more cannot be told apart on a page and only make the file heavy
 MAX_SERIES = 4
 
+# The shares among a run's meters, see `jaxfusion.training.meters`.
+METERS = ("useful_tokens", "filled_image_slots", "input_bound", "mfu", "vision_mfu", "language_mfu")
+
 # matplotlib knows no CSS variables: it draws in these stand-ins, which are then replaced.
 INK, RULE = "#000001", "#000002"
 SERIES = [f"#00001{i}" for i in range(MAX_SERIES)]
@@ -45,7 +48,7 @@ class Curve(NamedTuple):
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
-    """The loss, accuracy, throughput and optimizer curves of a run; those without a single number are left out.
+    """The loss, accuracy, optimizer and meters' curves of a run; those without a single number are left out.
 
     rows: in the order of their steps, each with a "step" and any of the metrics that `metrics.jsonl` holds.
     """
@@ -54,14 +57,18 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
         for key, value in row.items():
             if isinstance(value, int | float) and key != "step":
                 columns.setdefault(key, []).append((row["step"], value))
-    shares = [key for key in columns if is_share(key)]
+    accuracies = [key for key in columns if is_share(key) and key not in METERS]
     charts = [
         ("Loss", ["loss", "test_loss"], False),
-        ("Accuracy", sorted(shares, key=lambda key: (key != "accuracy", key)), False),
+        ("Accuracy", sorted(accuracies, key=lambda key: (key != "accuracy", key)), False),
         ("Samples a second", ["samples_per_second"], True),
         ("Real tokens a second", ["tokens_per_second"], True),
         ("Learning rate", ["learning_rate"], True),
         ("Gradient norm", ["gradient_norm"], True),
+        ("Room and time", ["useful_tokens", "filled_image_slots", "input_bound"], False),
+        ("Model FLOP utilisation", ["mfu", "vision_mfu", "language_mfu"], False),
+        ("Model FLOP/s", ["model_flops_per_second"], True),
+        ("Images a second", ["images_per_second"], True),
     ]
     drawn = ((title, {key: columns[key] for key in keys if key in columns}, small) for title, keys, small in charts)
     return [
@@ -73,7 +80,7 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
 
 def is_share(name: str) -> bool:
     """Whether a metric of this name is a share of something, between 0 and 1."""
-    return "accuracy" in name or "exact_match" in name
+    return name in METERS or "accuracy" in name or "exact_match" in name
 
 
 def _curve(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], small: bool) -> Curve:
@@ -84,7 +91,7 @@ def _curve(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], small
         for i, (steps, values) in enumerate(drawn):
             marker = "o" if len(steps) <= 12 else None  # a lone evaluation must be seen, too
             axes.plot(steps, values, color=SERIES[i], linewidth=1.8, marker=marker, markersize=4, zorder=3 + i)
-        _style(axes, np.concatenate([values for _, values in drawn]), is_share(next(iter(lines))))
+        _style(axes, np.concatenate([values for _, values in drawn]), next(iter(lines)))
         svg = _inline(figure, f"{title} by training step")
     legend = [Series(name, f"--series-{i}", points[-1][1]) for i, (name, points) in enumerate(lines.items())]
     return Curve(title, legend, svg, small)
@@ -98,13 +105,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndar
     return tuple(np.array([part.mean(axis=0) for part in bins]).T)
 
 
-def _style(axes: Any, values: np.ndarray, shares: bool) -> None:
+def _style(axes: Any, values: np.ndarray, name: str) -> None:
     values = values[np.isfinite(values)]
     plain = FuncFormatter(lambda value, _: f"{value:,g}" if abs(value) < 1e4 else EngFormatter(sep="")(value))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    if shares:
+    if is_share(name):
         axes.set_ylim(-0.02, 1.02)
-    elif values.size and values.min() > 0 and values.max() > 20 * values.min():
+    elif name != "learning_rate" and values.size and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
         axes.minorticks_off()

@@ -20,6 +20,7 @@ from jaxfusion.config import Config, to_dict
 from jaxfusion.config.presets import PRESETS
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.curves import draw_curves, is_share
+from jaxfusion.training.progress import scaled
 
 SAMPLE_SIZE = 24
 MAX_MISTAKES = 24
@@ -102,6 +103,8 @@ def show(value: Any, name: str = "") -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if is_share(name) and 0 <= value <= 1:
         return f"{100 * value:.4g}%"
+    if name.endswith(("flops_per_second", "_bytes")):
+        return scaled(value) + ("B" if name.endswith("_bytes") else "FLOP/s")
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -5,6 +5,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxfusion.models.attention import Interval, attention
+from jaxfusion.models.remat import named
 
 
 class CrossAttention(nn.Module):
@@ -25,5 +26,6 @@ class CrossAttention(nn.Module):
         def heads(source: Array, name: str) -> Array:
             return nn.DenseGeneral((self.num_heads, width // self.num_heads), dtype=self.dtype, name=name)(source)
 
-        mixed = attention(heads(x, "query"), heads(context, "key"), heads(context, "value"), interval)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
+        query, key, value = heads(x, "query"), heads(context, "key"), heads(context, "value")
+        mixed = attention(named(query, "query"), named(key, "key"), named(value, "value"), interval)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(named(mixed, "attention"))

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxfusion.models import remat
+
 Params = Any
 Layer = Callable[..., tuple[jax.Array, Any]]
 
@@ -17,12 +19,15 @@ def init_stack(module: nn.Module, rng: jax.Array, num_layers: int, *args: Any) -
 
 
 def run_stack(
-    apply: Layer, params: Params, x: jax.Array, xs: Any = None, *, scan: bool = True
+    apply: Layer, params: Params, x: jax.Array, xs: Any = None, *, scan: bool = True, grouped: bool = False
 ) -> tuple[jax.Array, Any]:
     """x -> apply(params[l], x, xs[l]) for each layer l; returns the last x and the layers' second results, stacked.
 
     scan: compile one layer and loop over it; False lays all layers out, which compiles longer and can run faster.
+    grouped: a layer is a stack of its own, whose layers are rematerialised, see `jaxfusion.models.remat`, and not it.
     """
+    if not grouped:
+        apply = remat.layer(apply, in_scan=scan)
     if scan:
         return jax.lax.scan(lambda carry, layer: apply(layer[0], carry, layer[1]), x, (params, xs))
     outputs = []

@@ -13,8 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import AttentionKernel, TransformerConfig
+from jaxfusion.models import remat
 from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.lora import inside
+from jaxfusion.models.remat import named
 from jaxfusion.models.rope import Rotation, rotate, rotation
 from jaxfusion.models.stack import init_stack, run_stack
 
@@ -95,6 +97,7 @@ class SelfAttention(nn.Module):
             cache = cache.write(key, value, jnp.zeros(x.shape[0], jnp.int32) if prefill else cache_index)
             if not prefill:
                 key, value = cache.key, cache.value
+        query, key, value = named(query, "query"), named(key, "key"), named(value, "value")
         mixed = attention(
             query,
             key,
@@ -105,7 +108,7 @@ class SelfAttention(nn.Module):
             implementation=self.implementation if cache_index is None else "auto",  # cuDNN's cannot read a cache
         )
         out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), use_bias=config.out_bias, dtype=self.dtype, name="out")
-        return out(mixed), cache
+        return out(named(mixed, "attention")), cache
 
 
 def quick_gelu(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -270,7 +273,8 @@ def _run_interleaved(
 
     def apply_group(params: Any, x: Array, xs: Any) -> tuple[Array, Any]:
         between, layers = params
-        return run_stack(apply, layers, interleaved.apply(between, x), xs, scan=scan)
+        return run_stack(apply, layers, apply_between(between, x), xs, scan=scan)
 
-    x, outputs = run_stack(apply_group, (interleaved.params, grouped(params)), x, grouped(xs), scan=scan)
+    apply_between = remat.layer(interleaved.apply, in_scan=scan)
+    x, outputs = run_stack(apply_group, (interleaved.params, grouped(params)), x, grouped(xs), scan=scan, grouped=True)
     return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)

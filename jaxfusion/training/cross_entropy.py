@@ -168,6 +168,7 @@ def _run(
     vocab, width = matrix.shape
     # Gradients go through the classes in blocks, whose products are small beside the logits.
     block = min(vocab, max(1, max_logits // (4 * max(width, MIN_POSITIONS))))
+    block = -(-vocab // -(-vocab // block))  # as many blocks, of equal size, so that hardly a class is done twice
 
     def chunk(hidden: Array, targets: Array, weights: Array, by_matrix: Array | None) -> tuple[Any, ...]:
         """by_matrix: float32[V, D], to be added to."""

@@ -4,24 +4,29 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from jaxfusion.config import Config
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
 from jaxfusion.training.checkpoint import Checkpoints
+from jaxfusion.training.compilations import Recompilations, counted_compilations
+from jaxfusion.training.meters import Meters, peak_memory
 from jaxfusion.training.metrics import MetricsLog, Window
 from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxfusion.training.prefetch import prefetch
+from jaxfusion.training.prefetch import Prefetch
+from jaxfusion.training.profile import Trace
 from jaxfusion.training.progress import Progress
 from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import train_step
+from jaxfusion.training.trainable import split
 
 
 def train(
@@ -32,12 +37,14 @@ def train(
     *,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     init_params: Callable[[], Params] | None = None,
+    profile: Path | None = None,
 ) -> TrainState:
     """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
 
     iterator: gives batches of train.batch_size rows for ever; its get_state and set_state speak JSON-able dicts.
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
     init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
+    profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for a batch size that does not fit the devices, a glob that fits no parameter, a checkpoint that
     does not fit the model, data that end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run
@@ -49,8 +56,8 @@ def train(
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), settings.trainable)
-    of_loss = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing}
-    step_fn = parallel.compile(partial(train_step, model, optimizer, **of_loss), donate=True)
+    options = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing, "remat": settings.remat}
+    step_fn = parallel.compile(partial(train_step, model, optimizer, **options), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
         restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))
@@ -70,36 +77,51 @@ def train(
         with (
             stop_signals() as stopped,
             MetricsLog(workdir, last_step=first) as log,
-            closing(prefetch(iterator, parallel.put_batch)) as batches,
+            Prefetch(iterator, parallel.put_batch) as batches,
+            counted_compilations() as compilations,
+            Trace(profile, first + 1, settings.num_steps) as trace,
         ):
-            window = Window(log.seconds)
+            trains = traverse_util.flatten_dict(split(state.params, settings.trainable)[0], sep="/")
+            window = Window(log.seconds, Meters.of_devices(model.config, trains))
+            recompilations = Recompilations()
 
-            def finish(step: int, metrics: Any) -> None:
+            def finish(step: int, metrics: Any, waited: float) -> None:
                 """Reads the metrics of a step, which waits for it, and writes the row that ends with it."""
                 numbers = {name: float(x) for name, x in jax.device_get(parallel.unreplicate(metrics)).items()}
                 if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
                     raise UserError(_not_finite(step, numbers, checkpoints.latest_step))
-                window.add(numbers)
+                window.add(numbers, waited)
                 progress.step(step)
                 if _due(step, settings.log_every) or step == settings.num_steps:
                     row = {**window.close(), "learning_rate": float(learning_rate(step - 1))}
+                    row |= {"compilations": recompilations.count} | peak_memory()
                     log.write(step, row)
                     progress.row(step, row)
 
             progress.step(first, "compiling")
             unread = None
             for step in range(first + 1, settings.num_steps + 1):
-                batch, iterator_state = next(batches, (None, None))
-                if batch is None:
+                busy = partial(_is_running, unread and unread[1])
+                taken, waited = batches.take(busy)
+                if taken is None:
                     raise UserError(
                         f"config.data: the training data end after step {step - 1}; let the iterator repeat them"
                     )
+                batch, iterator_state = taken
+                trace.start_before(step)
+                compiled_before = compilations()
                 state, metrics = step_fn(state, batch)
+                if warning := recompilations.note(step, batch, compilations() > compiled_before):
+                    progress.say(warning)
                 if unread is not None:
                     finish(*unread)  # one step late, so that the device never waits for the host
-                unread = (step, metrics)
+                unread = (step, metrics, waited)
 
                 last = step == settings.num_steps or bool(stopped)
+                if trace.is_over_after(step):
+                    jax.block_until_ready(metrics)
+                    progress.say(trace.stop())
+                    window.skip()
                 save = last or _due(step, settings.checkpoint_every)
                 test = evaluate is not None and not last and _due(step, config.evaluate.every)
                 if save or test:
@@ -118,6 +140,11 @@ def train(
             progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
             raise SystemExit(128 + stopped[0])
     return parallel.unreplicate(state)
+
+
+def _is_running(metrics: Any) -> bool:
+    """Whether the step that gives these metrics, if any, is still to be finished."""
+    return metrics is not None and not all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
 def _due(step: int, every: int) -> bool:

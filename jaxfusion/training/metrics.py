@@ -3,32 +3,38 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from jaxfusion.training.meters import Meters
+
 Row = dict[str, Any]
+
+MEANS = ("loss", "accuracy", "gradient_norm")  # of a step's metrics; the others are sums
 
 
 class Window:
-    """The steps since the last row: means of their metrics, and rates over the time that they took."""
+    """The steps since the last row: means of their metrics, and what the meters read over the time that they took."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, meters: Meters) -> None:
         """seconds: training time of the run so far."""
-        self.seconds = seconds
+        self.seconds, self.meters = seconds, meters
         self._mark: float | None = None
         self._clear()
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """The metrics of a step that has just ended. The first step's time is its compilation's and is not counted."""
+    def add(self, metrics: Mapping[str, float], waited: float = 0.0) -> None:
+        """The metrics of a step that has just ended. The first step's time is its compilation's and is not counted.
+
+        waited: seconds for which the devices had nothing to do before it, for want of its batch.
+        """
         now = time.perf_counter()
         if self._mark is not None:
             self._elapsed += now - self._mark
-            self._tokens += metrics["tokens"]
-            self._samples += metrics["samples"]
-            self._timed_steps += 1
+            self._waited += waited
+            self._timed.append(metrics)
         self._mark = now
         self._steps.append(metrics)
 
@@ -37,27 +43,24 @@ class Window:
         self._mark = time.perf_counter()
 
     def close(self) -> Row:
-        """The window's numbers, and a new window. Rates are None where only the first step is in it."""
+        """The window's numbers, and a new window. Where only the first step is in it, there are no rates and shares."""
         self.seconds += self._elapsed
-        timed = self._timed_steps > 0
-        row = {
-            "loss": self._mean("loss"),
-            "accuracy": self._mean("accuracy"),
-            "gradient_norm": self._mean("gradient_norm"),
-            "samples_per_second": self._samples / self._elapsed if timed else None,
-            "tokens_per_second": self._tokens / self._elapsed if timed else None,
-            "steps_per_second": self._timed_steps / self._elapsed if timed else None,
-            "seconds": self.seconds,
-        }
+        row = {name: _sum(name, self._steps) / len(self._steps) for name in MEANS}
+        if self._timed:
+            sizes = {name: _sum(name, self._timed) for name in self._timed[0] if name not in MEANS}
+            row |= self.meters.read(sizes, len(self._timed), self._elapsed, self._waited)
+        row["seconds"] = self.seconds
         self._clear()
         return row
 
-    def _mean(self, name: str) -> float:
-        return sum(step[name] for step in self._steps) / len(self._steps)
-
     def _clear(self) -> None:
         self._steps: list[Mapping[str, float]] = []
-        self._elapsed, self._tokens, self._samples, self._timed_steps = 0.0, 0.0, 0.0, 0
+        self._timed: list[Mapping[str, float]] = []
+        self._elapsed, self._waited = 0.0, 0.0
+
+
+def _sum(name: str, steps: Sequence[Mapping[str, float]]) -> float:
+    return sum(step[name] for step in steps)
 
 
 class MetricsLog:

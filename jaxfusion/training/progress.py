@@ -10,10 +10,11 @@ from rich.table import Column
 from jaxfusion.training.metrics import Row
 
 SECONDS_BETWEEN_LINES = 10.0
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Progress:
-    """Step, loss, samples/s, real tokens/s and time to go. A context manager."""
+    """Step, loss, rates of what is real, and time to go. A context manager."""
 
     def __init__(self, num_steps: int, console: Console | None = None) -> None:
         self.num_steps = num_steps
@@ -57,10 +58,20 @@ class Progress:
 
 
 def describe(row: Row, steps_to_go: int) -> str:
-    """A row in words: loss 0.1234 · 980 samples/s · 25,310 tokens/s · 0:01:10 to go."""
+    """A row in words: loss 0.1234 · 980 samples/s · 25,310 tokens/s · 41.2% MFU · 0% input-bound · 0:01:10 to go."""
     parts = [f"loss {row['loss']:.4f}"]
-    if row["steps_per_second"]:
+    if "steps_per_second" in row:
         parts += [f"{row['samples_per_second']:,.0f} samples/s", f"{row['tokens_per_second']:,.0f} tokens/s"]
+        # A share of the peak where it is known, else the operations themselves.
+        flops = row["model_flops_per_second"]
+        parts.append(f"{row['mfu']:.1%} MFU" if "mfu" in row else f"{scaled(flops)}FLOP/s")
+        parts.append(f"{row['input_bound']:.0%} input-bound")
         seconds = round(steps_to_go / row["steps_per_second"])
         parts.append(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} to go")
     return " · ".join(parts)
+
+
+def scaled(value: float) -> str:
+    """With a prefix of the SI: 31.4 G."""
+    prefix = next(((unit, name) for unit, name in PREFIXES if value >= unit), (1.0, ""))
+    return f"{value / prefix[0]:.3g} {prefix[1]}"

@@ -6,6 +6,8 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import Batch
+from jaxfusion.models.remat import Remat, rematerialised
+from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.training.losses import LossSums, forward_loss
 from jaxfusion.training.state import TrainState
@@ -23,6 +25,7 @@ def train_step(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    remat: Remat = "none",
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
@@ -31,8 +34,9 @@ def train_step(
     axis_name: under pmap, the axis whose devices each hold a part of the rows. They add up sums, so the result is that
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
     z_loss, label_smoothing: as in `CrossEntropy`; what is minimised, and what the metrics call loss.
+    remat: what the backward pass computes again, see `jaxfusion.models.remat`.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
-        tokens, the positions that are not padding; samples, the segments.
+        and the batch's sizes, see `jaxfusion.models.sizes`.
     """
     dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name is not None:
@@ -42,14 +46,14 @@ def train_step(
 
     def summed_loss(trainable: Params) -> tuple[Float[Array, ""], LossSums]:
         params = join(trainable, frozen)
-        sums = forward_loss(model, params, batch, dropout_rng, z_loss=z_loss, label_smoothing=label_smoothing)
+        with rematerialised(remat):
+            sums = forward_loss(model, params, batch, dropout_rng, z_loss=z_loss, label_smoothing=label_smoothing)
         return sums.loss, sums
 
     gradients, sums = jax.grad(summed_loss, has_aux=True)(trainable)
-    tokens = jnp.sum(batch.segment_ids > 0)
-    samples = jnp.sum(jnp.max(batch.segment_ids, axis=1))
+    sizes = batch_sizes(model.config, batch)
     if axis_name is not None:
-        gradients, sums, tokens, samples = jax.lax.psum((gradients, sums, tokens, samples), axis_name)
+        gradients, sums, sizes = jax.lax.psum((gradients, sums, sizes), axis_name)
     # A batch without any loss weight is a step without any gradient, not a division by zero.
     weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
     gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
@@ -60,8 +64,7 @@ def train_step(
         "loss": sums.loss / weight,
         "accuracy": sums.correct / weight,
         "gradient_norm": optax.tree.norm(gradients),
-        "tokens": tokens,
-        "samples": samples,
+        **sizes,
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

@@ -34,6 +34,22 @@ def test_loss_over_decades_is_logarithmic():
     np.testing.assert_allclose(falls, falls[0], rtol=1e-4)
 
 
+def test_the_learning_rate_is_linear_as_it_was_set():
+    (curve,) = draw_curves([dict(step=i, learning_rate=rate) for i, rate in enumerate((0.001, 0.051, 0.101))])
+    falls = np.diff(points(curve.svg, 0)[:, 1])
+    np.testing.assert_allclose(falls, falls[0], rtol=1e-4)
+
+
+def test_meters_have_their_own_charts():
+    row = dict(step=1, accuracy=0.5, useful_tokens=0.9, input_bound=0.1, mfu=0.4, vision_mfu=0.1, language_mfu=0.3)
+    charts = {curve.title: [line.name for line in curve.series] for curve in draw_curves([row])}
+    assert charts == {
+        "Accuracy": ["accuracy"],
+        "Room and time": ["useful_tokens", "input_bound"],
+        "Model FLOP utilisation": ["mfu", "vision_mfu", "language_mfu"],
+    }
+
+
 def test_many_rows_are_averaged_into_a_small_picture():
     rng = np.random.default_rng(0)
     rows = [dict(step=i, loss=2.0 + float(noise)) for i, noise in enumerate(rng.normal(size=60_000) * 0.1)]

@@ -1,11 +1,13 @@
 """The model's own count of its arithmetic against XLA's count of the program, and against pairs counted one by one."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import (
@@ -14,6 +16,7 @@ from jaxfusion.config.model import (
     CrossAttentionFusionConfig,
     FeaturesConfig,
     LinearProjectorConfig,
+    LoraConfig,
     MappingProjectorConfig,
     MLPProjectorConfig,
     ModelConfig,
@@ -29,10 +32,15 @@ from jaxfusion.config.model import (
     VGGConfig,
     ViTConfig,
 )
-from jaxfusion.models.flops import count_flops
+from jaxfusion.config.run import TrainConfig
+from jaxfusion.models.flops import Flops, count_flops
 from jaxfusion.models.vision import make_vision
 from jaxfusion.models.vlm import build, forward, init
 from jaxfusion.training.losses import loss
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import create_state
+from jaxfusion.training.step import train_step
+from jaxfusion.training.trainable import split
 from tests.references import random_packing, visibility
 
 # XLA counts norms, activations and softmax too, never less than the products that we count.
@@ -152,7 +160,7 @@ def test_convolutions_count_what_xla_counts(name):
     params = jax.eval_shape(network.init, jax.random.key(0), images)
     gradient = jax.jit(jax.value_and_grad(lambda params: jnp.sum(network.apply(params, images) ** 2)))
     flops = count_flops(replace(MODEL, vision=config), Batch.from_tokens(np.zeros((1, 9), np.int32), images))
-    ours = 3 * flops.rooms["vision"] - flops.input_layer
+    ours = flops.rooms["vision"] + flops.backward["vision"]
     assert ours <= gradient.lower(params).cost_analysis()["flops"] <= MORE * ours
 
 
@@ -175,4 +183,77 @@ def test_needed_attention_is_the_pairs_that_see_each_other(rule, windows):
         room, config = "decoder", replace(text, decoder=decoder)
     needed, dense = (count_flops(config, batch.replace(packed=True), kind).rooms[room] for kind in ("needed", "dense"))
     seen = sum(visibility(segment_ids, rule, prompt_mask, window or None).sum() for window in windows)
-    assert dense - needed == 2 * 2 * 2 * 5 * (3 * 4 * 16 * 16 - seen)
+    of_padding = np.sum(segment_ids == 0) * 3 * 2 * (4 * 256 * 2 * 5 + 2 * 256 * 4 * 256)
+    assert dense - needed == pytest.approx(2 * 2 * 2 * 5 * (3 * 4 * 16 * 16 - seen) + of_padding, rel=1e-6)
+
+
+def test_what_is_needed_is_what_the_real_part_of_a_batch_needs_alone():
+    """A batch without padding, and the same with padding, empty image slots and empty rows around it."""
+    rng = np.random.default_rng(0)
+    visual = MODEL.tokens_per_image
+    tokens, index = np.zeros((2, visual + 6), np.int32), np.tile(np.r_[:visual, [-1] * 6], (2, 1))
+    images = rng.integers(0, 256, (2, 1, 32, 32, 3)).astype(np.uint8)
+    full = Batch.from_tokens(tokens, images).replace(visual_index=index, loss_weights=np.ones(tokens.shape, np.float32))
+
+    def padded(leaf: np.ndarray) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        of_images = leaf.ndim == 5 or leaf.shape[1] == 1
+        return np.pad(leaf, [(0, 1), (0, 1 if of_images else 5)] + [(0, 0)] * (leaf.ndim - 2))
+
+    roomy = jax.tree.map(padded, full)
+    assert roomy.images.shape[:2] == roomy.image_segment_ids.shape == (3, 2)
+    for config in (MODEL, replace(MODEL, fusion=CrossAttentionFusionConfig(num_heads=2), encoder=ENCODER)):
+        assert count_flops(config, roomy) == count_flops(config, full)
+        assert count_flops(config, roomy).training < count_flops(config, full, "dense").training
+        assert count_flops(config, roomy, "dense").training > 2 * count_flops(config, full).training
+
+
+# What trains of a model whose products are large beside everything else, and whether it may be read off a compilation.
+LARGE = replace(
+    MODEL,
+    vision=replace(VIT, image_size=64),
+    projector=MLPProjectorConfig(),
+    decoder=replace(GATED, num_layers=1, head_dim=64, mlp_width=512),
+)
+ADAPTED = replace(LARGE, lora=(LoraConfig(layers="decoder/layers/*/[qd]*", rank=8),))
+CONVOLUTIONS = replace(
+    LARGE, vision=ResNetConfig(image_size=48, stage_depths=(1, 1, 1), width=32, stem="small", norm="group")
+)
+WITHIN = 1.05
+
+
+def step_and_count(config: ModelConfig, trainable: tuple[str, ...]) -> tuple[jax.stages.Lowered, Flops]:
+    """The training step, and what the model needs for it."""
+    model, optimizer = build(config), make_optimizer(TrainConfig())
+    images = np.zeros((4, 1, *[config.vision.image_size] * 2, 3), np.uint8)
+    batch = Batch.from_tokens(np.zeros((4, 128), np.int32), images)
+    state = jax.eval_shape(lambda: create_state(model, optimizer, jax.random.key(0), trainable))
+    paths = traverse_util.flatten_dict(split(state.params, trainable)[0], sep="/")
+    step = jax.jit(partial(train_step, model, optimizer)).lower(state, batch)
+    return step, count_flops(config, batch, "dense", trainable=paths)
+
+
+@pytest.mark.parametrize("trainable", [("*",), ("projector/*",)])
+def test_a_compiled_step_does_what_the_model_needs_and_no_more(trainable):
+    step, flops = step_and_count(LARGE, trainable)
+    assert flops.training <= step.compile().cost_analysis()["flops"] <= WITHIN * flops.training
+    if trainable == ("projector/*",):  # frozen towers: forward, and back through activations down to the projector
+        pairs = 2 * 2 * 4 * 128 * 128 * 4 * 64  # attention's two products, whose factors are all activations
+        assert flops.backward["decoder"] == flops.rooms["decoder"] + pairs
+        assert flops.backward["output"] == flops.rooms["output"] and "vision" not in flops.backward
+
+
+@pytest.mark.parametrize(
+    ("config", "trainable"),
+    [
+        (ADAPTED, ("*/lora_?",)),
+        (LARGE, ("decoder/layers/mlp/*", "text_embedding/*")),
+        (LARGE, ("vision/final_norm/*",)),
+        (LARGE, ("decoder/layers/attention/value/*",)),
+        (CONVOLUTIONS, ("vision/stage2*", "projector/*")),
+        (replace(LARGE, fusion=CrossAttentionFusionConfig(num_heads=4)), ("fusion/*", "projector/*")),
+    ],
+)
+def test_what_is_frozen_is_left_out_of_the_step_as_of_the_count(config, trainable):
+    step, flops = step_and_count(config, trainable)
+    assert flops.training <= step.cost_analysis()["flops"] <= WITHIN * flops.training

@@ -108,8 +108,10 @@ def test_rows_checkpoints_and_evaluations_come_when_they_are_due(finished):
     assert [row["step"] for row in trained] == [4, 8, 10]
     assert [row for row in rows if "loss" not in row] == [{"step": step, "test_loss": 1.5} for step in (3, 6, 9)]
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
-    names = {"step", "loss", "accuracy", "learning_rate", "gradient_norm", "seconds"}
-    assert set(trained[0]) == names | {"samples_per_second", "tokens_per_second", "steps_per_second"}
+    names = {"step", "loss", "accuracy", "learning_rate", "gradient_norm", "seconds", "compilations"}
+    rates = {f"{name}_per_second" for name in ("samples", "tokens", "steps", "model_flops")}
+    assert set(trained[0]) == names | rates | {"useful_tokens", "input_bound"}  # a CPU's peaks are not known
+    assert all(row["compilations"] == row["useful_tokens"] == 1 for row in trained)
     assert all(row["tokens_per_second"] == pytest.approx(LENGTH * row["samples_per_second"]) for row in trained)
     assert saved_steps(finished.workdir) == [3, 6, 9, 10]
     assert int(finished.state.step) == 10

@@ -1,11 +1,11 @@
 """Batches come in order, each with the iterator's state just after it, however far ahead the thread is."""
 
-from contextlib import closing
+import threading
 
 import grain
 import pytest
 
-from jaxfusion.training.prefetch import prefetch
+from jaxfusion.training.prefetch import POLL_SECONDS, Prefetch
 
 
 def numbers():
@@ -13,10 +13,10 @@ def numbers():
 
 
 def test_each_state_is_that_of_its_own_batch():
-    with closing(prefetch(numbers(), lambda x: x * 10, depth=3)) as batches:
-        taken = [next(batches) for _ in range(5)]
+    with Prefetch(numbers(), lambda x: x * 10, depth=3) as batches:
+        taken = [batches.take()[0] for _ in range(5)]
         _, state = taken[-1]
-        expected = [next(batches)[0] for _ in range(4)]
+        expected = [batches.take()[0][0] for _ in range(4)]
     resumed = numbers()
     resumed.set_state(state)
     assert [next(resumed) * 10 for _ in range(4)] == expected
@@ -37,8 +37,8 @@ def test_a_state_is_not_changed_by_later_batches():
         def get_state(self):
             return self.state
 
-    with closing(prefetch(Reusing(), lambda x: x)) as batches:
-        assert [(batch, state["inner"]["next"]) for batch, state in (next(batches) for _ in range(4))] == [
+    with Prefetch(Reusing(), lambda x: x) as batches:
+        assert [(batch, state["inner"]["next"]) for batch, state in (batches.take()[0] for _ in range(4))] == [
             (1, 1),
             (2, 2),
             (3, 3),
@@ -60,8 +60,36 @@ def test_errors_and_the_end_come_in_their_place():
         def get_state(self):
             return {}
 
-    with closing(prefetch(Failing(OSError("disk")), lambda x: x)) as batches:
-        assert [next(batches)[0], next(batches)[0]] == [1, 0]
+    with Prefetch(Failing(OSError("disk")), lambda x: x) as batches:
+        assert [batches.take()[0][0], batches.take()[0][0]] == [1, 0]
         with pytest.raises(OSError, match="disk"):
-            next(batches)
-    assert [batch for batch, _ in prefetch(Failing(StopIteration), lambda x: x)] == [1, 0]
+            batches.take()
+    with Prefetch(Failing(StopIteration), lambda x: x) as batches:
+        assert [batches.take()[0] for _ in range(3)] == [(1, {}), (0, {}), None]
+
+
+def test_input_is_waited_for_only_while_nothing_else_is_done():
+    """By what happens in turn, not by a clock: the batch comes when the devices have become idle, or before."""
+    asked, released = [], threading.Event()
+
+    class Slow:
+        def __next__(self):
+            released.wait()
+            return 0
+
+        def get_state(self):
+            return {}
+
+    def busy() -> bool:
+        asked.append(released.is_set())
+        if len(asked) == 3:
+            released.set()  # while the devices still work
+        return True
+
+    with Prefetch(Slow(), lambda x: x, depth=1) as batches:
+        _, waited = batches.take(busy)
+        assert asked[:3] == [False, False, False] and waited < POLL_SECONDS * len(asked)
+        released.clear()
+        threading.Timer(0.2, released.set).start()
+        _, waited = batches.take(lambda: False)
+        assert waited > 0.05

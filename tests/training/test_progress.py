@@ -6,13 +6,21 @@ from rich.console import Console
 
 from jaxfusion.training.progress import Progress, describe
 
-ROW = {"loss": 0.12345, "samples_per_second": 1234.4, "tokens_per_second": 98765.0, "steps_per_second": 2.0}
+ROW = {
+    "loss": 0.12345,
+    "samples_per_second": 1234.4,
+    "tokens_per_second": 98765.0,
+    "steps_per_second": 2.0,
+    "model_flops_per_second": 31.4e9,
+    "input_bound": 0.031,
+}
 
 
 def test_a_row_is_described_with_the_time_to_go():
-    expected = "loss 0.1235 · 1,234 samples/s · 98,765 tokens/s · 1:01:05 to go"
-    assert describe(ROW, steps_to_go=2 * 3665) == expected
-    assert describe(ROW | {"steps_per_second": None}, steps_to_go=5) == "loss 0.1235"
+    rates, rest = "loss 0.1235 · 1,234 samples/s · 98,765 tokens/s", "3% input-bound · 1:01:05 to go"
+    assert describe(ROW, steps_to_go=2 * 3665) == f"{rates} · 31.4 GFLOP/s · {rest}"
+    assert describe(ROW | {"mfu": 0.4123}, steps_to_go=2 * 3665) == f"{rates} · 41.2% MFU · {rest}"
+    assert describe({"loss": 0.12345}, steps_to_go=5) == "loss 0.1235"
 
 
 def show(terminal: bool) -> str:
