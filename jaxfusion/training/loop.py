@@ -45,12 +45,13 @@ def train(
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
-    parallel.check_batch_size("config.train.batch_size", settings.batch_size)
+    parallel.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
-    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), settings.trainable)
-    of_loss = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing}
-    step_fn = parallel.compile(partial(train_step, model, optimizer, **of_loss), donate=True)
+    kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
+    of_step = {name: getattr(settings, name) for name in ("z_loss", "label_smoothing", "accumulate")}
+    step_fn = parallel.compile(partial(train_step, model, optimizer, **of_step), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
         restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))
