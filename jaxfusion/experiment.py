@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
-from jaxfusion.models.vlm import Model, Params
+from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
@@ -33,6 +33,7 @@ from jaxfusion.pretrained.load import open_family_tokenizer, read_rooms, with_ro
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
+from jaxfusion.training.frozen import store
 from jaxfusion.training.loop import train
 from jaxfusion.workdir import (
     CONFIG,
@@ -157,7 +158,8 @@ def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[s
 
     profile: leave a trace of a few steps in the workdir.
     """
-    make_parallel(config.parallel).check_batch_size("config.train.batch_size", config.train.batch_size)
+    settings = config.train
+    make_parallel(config.parallel).check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
     make_workdir(workdir)
     with held(workdir):
         return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)
@@ -185,7 +187,11 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     if named:
 
         def init_params() -> Params:
-            return read_rooms(model, named, jax.random.key(config.train.seed))
+            rng, settings = jax.random.key(config.train.seed), config.train
+            kept = partial(store, model, trainable=settings.trainable)
+            floats = "compute" if settings.frozen_dtype == "int8" else settings.frozen_dtype
+            abstract = jax.eval_shape(lambda r: kept(init(model, r), frozen_dtype=floats), rng)
+            return kept(read_rooms(model, named, rng, abstract), frozen_dtype=settings.frozen_dtype)
 
     state = train(config, model, iterator, workdir, evaluate=during, init_params=init_params, profile=profile)
     return _evaluate(experiment, state.params, int(state.step))

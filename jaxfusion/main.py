@@ -168,6 +168,8 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    import jax
+
     import jaxfusion
     from jaxfusion.training.trainable import check_only_adapters_train
     from jaxfusion.workdir import load_run, read_workdir_config
@@ -176,10 +178,11 @@ def _export(args: argparse.Namespace) -> None:
         missing = "--workdir" if args.workdir is None else "--output"
         raise UserError(f"{missing}: none was given; export takes --workdir of a run and --output, a new directory")
     config = read_workdir_config(args.workdir)
+    if args.adapters and config.model.lora:
+        shapes = jax.eval_shape(lambda rng: jaxfusion.init(jaxfusion.build(config), rng), jax.random.key(0))
+        check_only_adapters_train(shapes, config.train.trainable)
     model, params = load_run(args.workdir)
     if args.adapters:
-        if model.config.lora:
-            check_only_adapters_train(params, config.train.trainable)
         jaxfusion.save_adapters(model, params, args.output, base=config.pretrained.model)
     else:
         jaxfusion.save_pretrained(model, params, args.output)

@@ -41,12 +41,16 @@ class Parallel(ABC):
     def rows(self) -> Sharding:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    def check_batch_size(self, setting: str, batch_size: int) -> None:
-        """Raises UserError, which names the setting, for a number of rows that the devices cannot share evenly."""
-        if batch_size <= 0 or batch_size % self.num_devices:
+    def check_batch_size(self, setting: str, batch_size: int, parts: int = 1) -> None:
+        """Raises UserError, which names the setting, for a number of rows that the devices cannot share evenly.
+
+        parts: in which each device takes its rows, one after the other.
+        """
+        if batch_size <= 0 or batch_size % (self.num_devices * parts):
+            each = f", each in {parts} parts" if parts > 1 else ""
             raise UserError(
-                f"{setting}: {batch_size} rows cannot be shared evenly by {self.num_devices} devices; "
-                f"use a multiple of {self.num_devices}"
+                f"{setting}: {batch_size} rows cannot be shared evenly by {self.num_devices} devices{each}; "
+                f"use a multiple of {self.num_devices * parts}"
             )
 
     @abstractmethod

@@ -135,17 +135,21 @@ def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
 
 
 def load_run(path: str | Path) -> tuple[Model, Params]:
-    """The model of a run's directory and its newest parameters, float32 on the first device.
+    """The model of a run's directory and its newest parameters, on the first device.
+
+    They are as they trained: float32 but for what was frozen, which is as `train.frozen_dtype` says.
 
     Raises UserError where there is no run, or no finished checkpoint.
     """
     from jaxfusion.training.checkpoint import restore_params
+    from jaxfusion.training.frozen import store
 
     workdir = Path(path)
     config = read_workdir_config(workdir)
     model = open_model(config, workdir, open_tokenizer(workdir))
-    abstract = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
-    return model, restore_params(workdir, abstract)
+    trainable, dtype = config.train.trainable, config.train.frozen_dtype
+    abstract = jax.eval_shape(lambda rng: store(model, init(model, rng), trainable, dtype), jax.random.key(0))
+    return model, restore_params(workdir, abstract, trainable)
 
 
 def resolve(config: Config, vocab_size: int, num_classes: int) -> Config:

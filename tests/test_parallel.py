@@ -18,6 +18,7 @@ from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
+from jaxfusion.planning import make_plan
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state
@@ -46,11 +47,13 @@ def make_batch(step: int) -> Batch:
     return jax.tree.map(np.asarray, batch)
 
 
-def run(strategy: str, initial: TrainState) -> dict:
-    """Everything that must not depend on the devices, as JSON."""
+def run(strategy: str, initial: TrainState, accumulate: int = 1) -> dict:
+    """Everything that must not depend on the devices, or on the parts that a step takes its rows in, as JSON."""
     parallel, first = make_parallel(ParallelConfig(strategy=strategy)), jax.tree.leaves(initial.params)
-    step = parallel.compile(partial(train_step, MODEL, OPTIMIZER), donate=True)
+    step = parallel.compile(partial(train_step, MODEL, OPTIMIZER, accumulate=accumulate), donate=True)
     state = parallel.put_state(initial)
+    if strategy == "mesh":
+        step = step.lower(state, parallel.put_batch(make_batch(0))).compile()
     metrics = []
     for number in range(NUM_STEPS):
         state, numbers = step(state, parallel.put_batch(make_batch(number)))
@@ -59,6 +62,7 @@ def run(strategy: str, initial: TrainState) -> dict:
     sums = parallel.unreplicate(evaluate(state.params, parallel.put_batch(make_batch(99))))
     state = parallel.unreplicate(state)
     return {
+        "collectives": sorted(make_plan(step).collectives) if strategy == "mesh" else [],
         "devices": parallel.num_devices,
         "metrics": metrics,
         "sums": [float(sums.loss), float(sums.weight), float(sums.correct)],
@@ -96,6 +100,23 @@ def test_the_devices_do_not_show_in_the_numbers(results, devices, strategy):
     for one, many in zip(expected["params"], actual["params"], strict=True):
         np.testing.assert_allclose(many, one, atol=1e-4)
     assert actual["step"] == NUM_STEPS
+
+
+@pytest.mark.parametrize(("devices", "strategy"), [(1, "mesh"), (8, "mesh"), (8, "pmap")])
+def test_neither_do_the_parts_that_a_step_takes_its_rows_in(results, devices, strategy):
+    expected, actual = results[1]["mesh"], results[devices][f"{strategy} in parts"]
+    for whole, parts in zip(expected["metrics"], actual["metrics"], strict=True):
+        assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
+        assert (parts["tokens"], parts["samples"]) == (whole["tokens"], ROWS)
+    for whole, parts in zip(expected["params"], actual["params"], strict=True):
+        np.testing.assert_allclose(parts, whole, atol=1e-4)
+
+
+def test_no_row_leaves_its_device(results):
+    for name in ("mesh", "mesh in parts"):
+        assert results[8][name]["collectives"] == ["all-reduce"]
+        assert results[1][name]["collectives"] == []
 
 
 @pytest.mark.parametrize(("devices", "strategy"), [(8, "mesh"), (8, "pmap"), (1, "pmap")])
@@ -154,4 +175,5 @@ if __name__ == "__main__":
     )
     numbers = {strategy: run(strategy, fresh) for strategy in ("mesh", "pmap")}
     numbers |= {f"{strategy} frozen": run(strategy, frozen) for strategy in ("mesh", "pmap")}
+    numbers |= {f"{strategy} in parts": run(strategy, fresh, accumulate=2) for strategy in ("mesh", "pmap")}
     print(json.dumps({**numbers, "restored": restore_everywhere(fresh), "refused": refused()}))

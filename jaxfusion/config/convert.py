@@ -80,7 +80,10 @@ def _tuple_value(args: tuple, value: Any, path: str) -> tuple:
 
 
 def _union_value(choices: tuple, value: Any, path: str) -> Any:
-    """A room: None, a preset's name, or a dict with a kind and fields."""
+    """A room: None, a preset's name, or a dict with a kind and fields. Or a plain value that may be None."""
+    if not any(map(dataclasses.is_dataclass, choices)):
+        (hint,) = (choice for choice in choices if choice is not type(None))
+        return None if value is None else _value(hint, value, path)
     presets = PRESETS[path.rpartition(".")[2]]
     kinds = {cls.kind: cls for cls in choices if dataclasses.is_dataclass(cls)}
     if value is None and type(None) in choices:
@@ -192,20 +195,35 @@ def _reason(error: Exception) -> str:
 
 
 def _override(values: dict[str, Any], name: str, text: str) -> None:
-    """Puts one command-line value in place; a room written as a preset's name is opened up to set a field of it."""
+    """Puts one command-line value in place; a room written as a preset's name is opened up to set a field of it.
+
+    Of several settings in a row one is named by its number, as in "train.rules.0.learning_rate".
+    """
     *parents, last = name.split(".")
     here, path = values, "config"
-    for key in parents:
-        if not isinstance(here, dict) or key not in here:
-            raise UserError(f"{path}.{key}: there is no such setting; {_nearest(key, here)}")
-        path += f".{key}"
+    for part in parents:
+        key = _key(here, part, path)
+        path += f".{part}"
+        here[key] = list(here[key]) if isinstance(here[key], tuple) else here[key]
         if isinstance(here[key], str) and here[key] in PRESETS.get(key, {}):
             here[key] = to_dict(PRESETS[key][here[key]])
-        if not isinstance(here[key], dict):
+        if not isinstance(here[key], dict | list):
             raise UserError(f"config.{name}: {path} is {here[key]!r} and has no settings; choose another value for it")
         here = here[key]
+    if isinstance(here, list):
+        here[_key(here, last, path)] = _literal(text)
+        return
     is_text = isinstance(here.get(last), str) and last not in PRESETS  # a room's name may give way to None or a dict
     here[last] = text if is_text else _literal(text)
+
+
+def _key(here: dict[str, Any] | list, part: str, path: str) -> Any:
+    if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
+        return int(part)
+    if not isinstance(here, dict) or part not in here:
+        names = range(len(here)) if isinstance(here, list) else here
+        raise UserError(f"{path}.{part}: there is no such setting; {_nearest(part, names)}")
+    return part
 
 
 def _literal(text: str) -> Any:

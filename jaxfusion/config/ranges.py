@@ -8,6 +8,7 @@ from jaxfusion.errors import UserError
 LEAST = {
     "train.num_steps": 1,
     "train.batch_size": 1,
+    "train.accumulate": 1,
     "train.warmup_steps": 0,
     "train.learning_rate": 0.0,
     "train.weight_decay": 0.0,
@@ -30,6 +31,21 @@ LEAST = {
 def check_ranges(config: Any) -> None:
     """Raises UserError, by the setting's full name, for a number that means nothing."""
     for name, least in LEAST.items():
-        value = attrgetter(name)(config)
-        if value < least:
-            raise UserError(f"config.{name}: {value} is too small; use {least} or more")
+        _check(name, attrgetter(name)(config), least)
+    for index, rule in enumerate(config.train.rules):
+        if not rule.globs:
+            raise UserError(f"config.train.rules[{index}].globs: there is none; say what it is for, as in 'vision/*'")
+        for name, value in vars(rule).items():
+            if value is not None and (least := LEAST.get(f"train.{name}")) is not None:
+                _check(f"train.rules[{index}].{name}", value, least)
+    for name in ("b1", "b2"):
+        value = getattr(config.train, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"config.train.{name}: {value} is no share; use 0 or more, and less than 1")
+    if config.train.eps is not None:
+        _check("train.eps", config.train.eps, 0.0)
+
+
+def _check(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"config.{name}: {value} is too small; use {least} or more")

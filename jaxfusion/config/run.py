@@ -5,6 +5,8 @@ from typing import Literal
 
 from jaxfusion.config.model import ModelConfig
 
+FrozenDtype = Literal["compute", "float32", "int8"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -23,17 +25,41 @@ class DataConfig:
     remove_stop_words: bool = False  # cuts into words too; negations stay
 
 
+Optimizer = Literal["adamw", "adafactor", "lion", "muon"]  # muon: linear layers' matrices; AdamW takes the rest
+Schedule = Literal["cosine", "linear", "constant", "rsqrt"]  # after the warm-up; cosine, linear: to 0 at num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRule:
+    """What is different for the parameters that a glob fits; None: as for all others."""
+
+    globs: tuple[str, ...] = ()  # over paths of parameters that train, as in "vision/*"
+    optimizer: Optimizer | None = None
+    learning_rate: float | None = None
+    schedule: Schedule | None = None
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     num_steps: int = 1000
     batch_size: int = 64  # rows a step, over all devices
+    accumulate: int = 1  # parts of the batch that a step takes one after the other, to need less memory
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3  # the peak, after the warm-up
+    schedule: Schedule = "cosine"
     warmup_steps: int = 50
     weight_decay: float = 0.05  # on matrices only
-    clip_norm: float = 1.0  # of the gradient's global norm
+    b1: float | None = None  # of the first moment; None: 0.9, muon's matrices 0.95; adafactor has none
+    b2: float | None = None  # of the second; None: 0.999, lion 0.99; adafactor has its own
+    eps: float | None = None  # of AdamW; None: 1e-8
+    rules: tuple[OptimizerRule, ...] = ()  # a parameter falls under the first that fits it, or none
+    clip_norm: float = 1.0  # of the gradient's global norm; 0: no clipping
     z_loss: float = 0.0  # weight of the squared log-normaliser in the loss (PaLM: 1e-4), which keeps logits small
     label_smoothing: float = 0.0  # share of each target's probability that goes to all classes alike
     trainable: tuple[str, ...] = ("*",)  # globs over parameter paths, as in "projector/*"; the rest is frozen
+    frozen_dtype: FrozenDtype = "compute"  # of the rest: model.dtype; int8 is of linear layers' kernels
     # What layers compute again in the backward pass, to save memory: nothing; all but what matrix products and
     # attention give; all but what attention reads and gives; everything.
     remat: Literal["none", "dots", "attention", "full"] = "none"

@@ -10,7 +10,7 @@ from jaxfusion.config.model import CrossAttentionFusionConfig
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.cross_attention import CrossAttention
 from jaxfusion.models.lora import inside
-from jaxfusion.models.stack import init_stack
+from jaxfusion.models.stack import init_stack, stack_param
 from jaxfusion.models.transformer import MLP, Interleaved, make_norm
 
 
@@ -90,4 +90,4 @@ class CrossAttentionFusion(nn.Module):
             with inside(path):
                 return layer.apply({"params": params}, x, visual, interval)
 
-        return Interleaved(apply, self.param("layers", init_layers), self.config.every)
+        return Interleaved(apply, stack_param(self, "layers", init_layers), self.config.every)

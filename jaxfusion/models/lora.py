@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from jaxfusion.config.model import LoraConfig
 from jaxfusion.errors import UserError
+from jaxfusion.models.int8 import dequantise
 
 LEAVES = ("lora_a", "lora_b")
 
@@ -75,7 +76,11 @@ def is_adapter(path: str) -> bool:
 
 
 def merge(params: Mapping[str, Any], adapters: Sequence[LoraConfig]) -> dict[str, Any]:
-    """The parameters of the same model without adapters: each W + (alpha / rank) A B in its place, in W's dtype."""
+    """The parameters of the same model without adapters: each W + (alpha / rank) A B in its place, in W's dtype.
+
+    Kernels in 8 bits come out in float32, adapter or not; `dequantise` them before to have another dtype.
+    """
+    params = dequantise(params)
     leaves = traverse_util.flatten_dict(params, sep="/")
     merged = {path: leaf for path, leaf in leaves.items() if not is_adapter(path)}
     for path in leaves:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxfusion.models import remat
+from jaxfusion.models.int8 import has_int8
 
 Params = Any
 Layer = Callable[..., tuple[jax.Array, Any]]
@@ -16,6 +17,16 @@ Layer = Callable[..., tuple[jax.Array, Any]]
 def init_stack(module: nn.Module, rng: jax.Array, num_layers: int, *args: Any) -> Params:
     """Parameters of `num_layers` copies of `module`, each leaf with a leading layer axis."""
     return jax.vmap(lambda r: module.init(r, *args)["params"])(jax.random.split(rng, num_layers))
+
+
+def stack_param(module: nn.Module, name: str, init: Callable[[jax.Array], Params]) -> Params:
+    """`module.param(name, init)` of a stack's parameters.
+
+    Flax compares what is there with what `init` gives leaf by leaf, and a kernel in 8 bits is two leaves; its shape is
+    compared when its layer is called.
+    """
+    found = module.get_variable("params", name)
+    return found if has_int8(found) else module.param(name, init)
 
 
 def run_stack(

@@ -18,7 +18,7 @@ from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.lora import inside
 from jaxfusion.models.remat import named
 from jaxfusion.models.rope import Rotation, rotate, rotation
-from jaxfusion.models.stack import init_stack, run_stack
+from jaxfusion.models.stack import init_stack, run_stack, stack_param
 
 
 @struct.dataclass
@@ -244,7 +244,7 @@ class TransformerLayers(nn.Module):
             with inside(path):
                 return block.apply({"params": params}, *args, rngs=rngs)
 
-        params = self.param("layers", init_layers)
+        params = stack_param(self, "layers", init_layers)
         has_dropout = config.dropout > 0 and not deterministic
         keys = jax.random.split(self.make_rng("dropout"), config.num_layers) if has_dropout else None
         xs = (cache, keys, windows, rotations)

@@ -34,6 +34,7 @@ from jaxfusion.models.attention import Interval
 from jaxfusion.models.check import check, check_batch, interleaved_stack
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
+from jaxfusion.models.int8 import int8_products
 from jaxfusion.models.lora import adapted, check_adapters
 from jaxfusion.models.projector import make_projector
 from jaxfusion.models.text_embedding import TextEmbedding
@@ -274,8 +275,8 @@ def _run(model: Model, params: Params, batch: Batch, dropout_rng: Array | None, 
 
 
 def apply(model: Model, params: Params, *args: Any, **settings: Any) -> Any:
-    """`VisualLanguageModel.apply` of the model's module, with its adapters."""
-    with adapted(model.config.lora):
+    """`VisualLanguageModel.apply` of the model's module, with its adapters and its kernels in 8 bits."""
+    with int8_products(), adapted(model.config.lora):
         return model.module.apply({"params": params}, *args, **settings)
 
 

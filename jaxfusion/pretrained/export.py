@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
+from jaxfusion.models.int8 import dequantise
 from jaxfusion.models.lora import merge
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params
@@ -17,7 +19,7 @@ from jaxfusion.pretrained import torchvision
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.joined import llava
 from jaxfusion.pretrained.processor import as_loaded, processor_files
-from jaxfusion.pretrained.table import Row, flatten
+from jaxfusion.pretrained.table import Row
 from jaxfusion.pretrained.write import write_params
 from jaxfusion.pretrained.written import check_same, tower_alone, with_dtype, with_vocabulary, without_pooling_head
 from jaxfusion.text.pretrained import OWN, PretrainedTokenizer
@@ -51,16 +53,15 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
     A model or tower that came from a checkpoint is written in that checkpoint's architecture, without a head that is
     not read; one that was joined from a vision tower and a language model as `LlavaForConditionalGeneration`. A tower
     of torchvision's is written as its weights come: a bare model.safetensors under torchvision's names. Adapters are
-    merged into the weights.
-    dtype: "float32" or "bfloat16"; None keeps the parameters' own.
+    merged into the weights, and kernels in 8 bits written as floats.
+    dtype: "float32" or "bfloat16"; None keeps the parameters' own, or where they have several the model's.
     Raises UserError, before anything is written, for what neither can express, naming what that is.
     """
     planned = plan(model)
     directory = new_directory(directory)
+    wanted = np.dtype(jnp.dtype(dtype)) if dtype else _dtype_of(model, params)
     if isinstance(model, Model):
-        params = merge(params, model.config.lora)
-    leaves = flatten(params)
-    wanted = np.dtype(jnp.dtype(dtype)) if dtype else np.dtype(leaves[planned.rows[0].paths[0]].dtype)
+        params = merge(dequantise(params, wanted), model.config.lora)
     try:
         for name, content in planned.files.items():
             (directory / name).write_bytes(content)
@@ -72,6 +73,12 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
             (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{directory}: cannot write there ({error.strerror or error}); choose another one") from error
+
+
+def _dtype_of(model: Model | Tower, params: Params) -> np.dtype:
+    own = {leaf.dtype for leaf in jax.tree.leaves(params) if leaf.dtype != jnp.int8}
+    usual = model.config.dtype if isinstance(model, Model) else model.dtype
+    return np.dtype(own.pop() if len(own) == 1 else jnp.dtype(usual))
 
 
 def _write_tokenizer(tokenizer: Tokenizer | None, directory: Path, planned: Plan) -> None:

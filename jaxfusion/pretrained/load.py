@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 import jax
 from jax.sharding import Sharding
-from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
+from jaxfusion.models.int8 import dequantise
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params, build, complete, init
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
@@ -46,7 +46,7 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
     if is_run(Path(source)):
         model, params = load_run(source)
         model = replace(model, config=replace(model.config, dtype=dtype))
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), dequantise(params, dtype))
         if shardings is not None:
             placed = place(flatten(jax.eval_shape(lambda: params)), shardings)
             params = jax.device_put(params, unflatten({path: shape.sharding for path, shape in placed.items()}))
@@ -73,18 +73,20 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
     return model, params
 
 
-def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, dtype: DTypeLike = "float32") -> Params:
+def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstract: Params | None = None) -> Params:
     """The parameters of a model whose rooms come from checkpoints: theirs, and fresh ones for the rest.
 
     checkpoints: by the config's key that named them, as in `config.pretrained`.
+    abstract: shapes of all parameters, in the dtypes that theirs are to be read in; None: float32.
     """
-    abstract = jax.eval_shape(lambda r: init(model, r), rng)
+    if abstract is None:
+        abstract = jax.eval_shape(lambda r: init(model, r), rng)
     leaves: dict[str, Any] = {}
     for room, name in checkpoints.items():
         checkpoint = open_checkpoint(name)
         family = family_of(checkpoint, FAMILIES)
         rows = family.table(model.config.vision if room == "vision" else model.config)
-        params, report = read_params(checkpoint, rows, abstract, dtype, ignored=family.ignored, aliases=family.aliases)
+        params, report = read_params(checkpoint, rows, abstract, ignored=family.ignored, aliases=family.aliases)
         _tell(report)
         leaves |= flatten(params)
     return complete(model, unflatten(leaves), rng)

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: parameters, optimizer, step, random state and data iterator in one directory a step.
+"""Checkpoints of a run: what trains, optimizer, step, random state and data iterator in one directory a step.
+
+Frozen parameters are written once, to a directory beside the steps, before the first of them. They are not read anew
+from the pretrained checkpoint that they may have come from: that may be moved or become another one, and what a run has
+frozen is not all from there (new rows of a vocabulary, kernels in 8 bits).
 
 Orbax writes in the background to a temporary directory and renames it when all is there, so a run that is killed in
 the middle of a save leaves the earlier checkpoints, and nothing that looks like a checkpoint and is not.
@@ -15,10 +19,11 @@ from jax.sharding import SingleDeviceSharding
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Params
 from jaxfusion.training.state import TrainState
+from jaxfusion.training.trainable import join, split
 
 IteratorState = dict[str, Any]
 
-PARAMS, OPTIMIZER, ITERATOR = "params", "optimizer", "iterator"
+PARAMS, OPTIMIZER, ITERATOR, FROZEN = "params", "optimizer", "iterator", "frozen"
 
 
 class Checkpoints:
@@ -43,14 +48,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, iterator_state: IteratorState) -> None:
-        """Copies the state to the host and returns; the rest is done in the background.
+        """Copies the state to the host and returns; the rest is done in the background. The first save also waits for
+        the frozen parameters to be written.
 
         iterator_state: JSON-able, after the batch of this step. A step that is already saved is not saved again.
         """
         if step == self.latest_step:
             return
+        learned, frozen = split(state.params, state.trainable)
+        if frozen and self.latest_step is None:  # also over those that a run left which got no further
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self.directory / FROZEN, frozen, force=True)
         items = {
-            PARAMS: ocp.args.StandardSave(state.params),
+            PARAMS: ocp.args.StandardSave(learned),
             OPTIMIZER: ocp.args.StandardSave(_rest(state)),
             ITERATOR: ocp.args.JsonSave(iterator_state),
         }
@@ -67,24 +77,26 @@ class Checkpoints:
         if step is None:
             return None
         rest = _rest(abstract_state)
-        _check_fit(self._manager, step, self.directory, {PARAMS: abstract_state.params, OPTIMIZER: rest})
+        learned, frozen = split(abstract_state.params, abstract_state.trainable)
+        _check_fit(self._manager, step, self.directory, {PARAMS: learned, OPTIMIZER: rest})
         items = {
-            PARAMS: ocp.args.StandardRestore(_with_sharding(abstract_state.params)),
+            PARAMS: ocp.args.StandardRestore(_with_sharding(learned)),
             OPTIMIZER: ocp.args.StandardRestore(_with_sharding(rest)),
             ITERATOR: ocp.args.JsonRestore(),
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return abstract_state.replace(params=restored[PARAMS], **restored[OPTIMIZER]), restored[ITERATOR]
+        params = join(restored[PARAMS], _restore_frozen(self.directory, frozen))
+        return abstract_state.replace(params=params, **restored[OPTIMIZER]), restored[ITERATOR]
 
     def wait(self) -> None:
         """Returns when every save so far is on the disk."""
         self._manager.wait_until_finished()
 
 
-def restore_params(workdir: Path, abstract_params: Params) -> Params:
+def restore_params(workdir: Path, abstract_params: Params, trainable: tuple[str, ...] = ("*",)) -> Params:
     """The parameters of the newest checkpoint, for evaluation and generation.
 
-    abstract_params: shapes and, where it matters, shardings.
+    abstract_params: shapes, dtypes and, where it matters, shardings. trainable: the run's globs.
     Raises UserError if there is no checkpoint or it holds another model's parameters.
     """
     directory = workdir.absolute() / "checkpoints"
@@ -94,9 +106,24 @@ def restore_params(workdir: Path, abstract_params: Params) -> Params:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{workdir}: it holds no finished checkpoint; train on until the first one is saved")
-        _check_fit(manager, step, directory, {PARAMS: abstract_params})
-        items = {PARAMS: ocp.args.StandardRestore(_with_sharding(abstract_params))}
-        return manager.restore(step, args=ocp.args.Composite(**items))[PARAMS]
+        learned, frozen = split(abstract_params, trainable)
+        _check_fit(manager, step, directory, {PARAMS: learned})
+        items = {PARAMS: ocp.args.StandardRestore(_with_sharding(learned))}
+        restored = manager.restore(step, args=ocp.args.Composite(**items))[PARAMS]
+        return join(restored, _restore_frozen(directory, frozen))
+
+
+def _restore_frozen(directory: Path, abstract: Params) -> Params:
+    if not abstract:
+        return {}
+    if not (directory / FROZEN).is_dir():
+        raise UserError(
+            f"{directory / FROZEN}: the run's frozen parameters are missing; copy that directory along with the steps"
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(directory / FROZEN).item_metadata
+        _compare(directory / FROZEN, FROZEN, _shapes(stored), _shapes(abstract))
+        return checkpointer.restore(directory / FROZEN, _with_sharding(abstract))
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
@@ -131,14 +158,17 @@ def _with_sharding(shapes: Any) -> Any:
 def _check_fit(manager: ocp.CheckpointManager, step: int, directory: Path, wanted: dict[str, Any]) -> None:
     stored = manager.item_metadata(step)
     for item, tree in wanted.items():
-        theirs, ours = _shapes(stored[item]), _shapes(tree)
-        for name in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(name) != ours.get(name):
-                raise UserError(
-                    f"{directory / str(step)}: {item}/{name} is {_show(theirs.get(name))} in the checkpoint and "
-                    f"{_show(ours.get(name))} in the config's model; use the config that it was trained with, "
-                    "or another workdir"
-                )
+        _compare(directory / str(step), item, _shapes(stored[item]), _shapes(tree))
+
+
+def _compare(checkpoint: Path, item: str, theirs: dict[str, tuple], ours: dict[str, tuple]) -> None:
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"{checkpoint}: {item}/{name} is {_show(theirs.get(name))} in the checkpoint and "
+                f"{_show(ours.get(name))} in the config's model; use the config that it was trained with, "
+                "or another workdir"
+            )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -52,11 +52,12 @@ def train(
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
-    parallel.check_batch_size("config.train.batch_size", settings.batch_size)
+    parallel.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
-    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), settings.trainable)
-    options = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing, "remat": settings.remat}
+    kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
+    options = {name: getattr(settings, name) for name in ("z_loss", "label_smoothing", "remat", "accumulate")}
     step_fn = parallel.compile(partial(train_step, model, optimizer, **options), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:

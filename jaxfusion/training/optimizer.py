@@ -1,6 +1,7 @@
-"""AdamW with clipping, warm-up and cosine decay, and which parameters decay."""
+"""Optimizers by glob: which rule a parameter falls under, its schedule, clipping, and which parameters decay."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,32 +9,57 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxfusion.config.run import TrainConfig
+from jaxfusion.config.run import OptimizerRule, TrainConfig
+from jaxfusion.models.kernels import matrix_axes
+from jaxfusion.training.trainable import first_fits
 
 Params = Any
+Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+
+# Of the root mean square of AdamW's updates, so that Muon's learning rate means what AdamW's does (Liu et al. 2025).
+MUON_RMS = 0.2
 
 
-def learning_rate_schedule(config: TrainConfig) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-    """Linear warm-up to the peak, then half a cosine towards 0 at num_steps (Loshchilov & Hutter 2017).
+def learning_rate_schedule(config: TrainConfig) -> Schedule:
+    """Linear warm-up to the peak, and from there on what `config.schedule` says.
 
+    "cosine", "linear": to 0 at num_steps (Loshchilov & Hutter 2017); "constant"; "rsqrt": the peak times
+    sqrt(warmup_steps / step) (Vaswani et al. 2017), which does not depend on num_steps.
     The schedule's argument is the number of updates already made, so the first update has 1 / warmup_steps of the peak.
     """
+    start = max(config.warmup_steps, 1)
 
     def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        warmup = (step + 1) / max(config.warmup_steps, 1)
-        progress = (step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-        return config.learning_rate * jnp.minimum(warmup, cosine)
+        progress = jnp.clip((step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1), 0, 1)
+        after = {
+            "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "linear": lambda: 1 - progress,
+            "constant": lambda: jnp.float32(1),
+            "rsqrt": lambda: jnp.sqrt(start / jnp.maximum(step + 1, start)),
+        }[config.schedule]()
+        return config.learning_rate * jnp.minimum((step + 1) / start, after)
 
     return schedule
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (Loshchilov & Hutter 2019) with decay on the leaves of `decay_mask`."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate_schedule(config), weight_decay=config.weight_decay, mask=decay_mask),
-    )
+    """Clipping by the norm of all gradients (0: none), then each parameter's optimizer: of the first of `config.rules`
+    that fits it, or the config's own.
+
+    Its `init` raises UserError for a rule that no parameter falls under.
+    """
+    # A rule's settings, where it has them, over the config's; the last one is the default's.
+    settings = [_with(config, rule) for rule in config.rules] + [config]
+    if not config.rules and config.optimizer != "muon":
+        chosen = _optimizer(config, matrices=False)
+    else:
+        by_label = {
+            f"{index} {'matrices' if matrices else 'others'}": _optimizer(one, matrices)
+            for index, one in enumerate(settings)
+            for matrices in (True, False)
+        }
+        chosen = optax.partition(by_label, lambda params: _labels(params, config.rules))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), chosen) if config.clip_norm else chosen
 
 
 def decay_mask(params: Params) -> Params:
@@ -43,3 +69,65 @@ def decay_mask(params: Params) -> Params:
     touches few of their rows, and decay would shrink all the others.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)
+
+
+def _with(config: TrainConfig, rule: OptimizerRule) -> TrainConfig:
+    given = {name: value for name, value in vars(rule).items() if name != "globs" and value is not None}
+    return replace(config, **given)
+
+
+def _labels(params: Params, rules: tuple[OptimizerRule, ...]) -> Params:
+    """For each parameter the number of its rule, and whether it is a linear layer's matrix."""
+    paths = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    rule_of = first_fits("config.train.rules", [rule.globs for rule in rules], paths)
+
+    def label(path: tuple, _: Any) -> str:
+        name = _name(path)
+        return f"{rule_of.get(name, len(rules))} {'others' if matrix_axes(name) is None else 'matrices'}"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _optimizer(config: TrainConfig, matrices: bool) -> optax.GradientTransformation:
+    """matrices: whether it is for linear layers' matrices alone, which are all that Muon is for."""
+    schedule, decay = learning_rate_schedule(config), config.weight_decay
+    given = {name: getattr(config, name) for name in ("b1", "b2", "eps") if getattr(config, name) is not None}
+    match config.optimizer:
+        case "adafactor":
+            # Decay is not scaled by optax's learning rate here, as it is elsewhere. The rate is the step's size itself,
+            # not a share of the parameter's (as in Zhai et al. 2022), and there is no first moment to remember.
+            return optax.adafactor(
+                schedule,
+                multiply_by_parameter_scale=False,
+                weight_decay_rate=lambda step: decay * schedule(step),
+                weight_decay_mask=decay_mask,
+            )
+        case "lion":
+            moments = {name: value for name, value in given.items() if name != "eps"}
+            return optax.lion(schedule, **moments, weight_decay=decay, mask=decay_mask)
+        case "muon" if matrices:
+            return optax.contrib.muon(
+                schedule,
+                beta=given.get("b1", 0.95),
+                weight_decay=decay,
+                weight_decay_mask=decay_mask,
+                muon_weight_dimension_numbers=_muon_axes,
+                consistent_rms=MUON_RMS,
+            )
+    # Muon's momentum is not Adam's, so what it leaves to AdamW has Adam's own.
+    moments = given if config.optimizer == "adamw" else {k: v for k, v in given.items() if k != "b1"}
+    return optax.adamw(schedule, **moments, weight_decay=decay, mask=decay_mask)
+
+
+def _muon_axes(params: Params) -> Params:
+    """Each layer of a stack is a matrix of its own, from all of a layer's inputs to all of its outputs."""
+
+    def axes(path: tuple, _: Any) -> optax.contrib.MuonDimensionNumbers:
+        found = matrix_axes(_name(path))
+        return optax.contrib.MuonDimensionNumbers(found.inputs, found.outputs)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

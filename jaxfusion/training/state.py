@@ -6,7 +6,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, UInt32
 
+from jaxfusion.config.run import FrozenDtype
 from jaxfusion.models.vlm import Model, Params, init
+from jaxfusion.training.frozen import store
 from jaxfusion.training.trainable import split
 
 
@@ -14,7 +16,8 @@ from jaxfusion.training.trainable import split
 class TrainState:
     """step: updates made so far. rng: raw key data that never changes; each step folds its own dropout key from it.
 
-    params:    all of them. opt_state is of those alone that train.
+    params:    all of them: float32 those that train, and the others as `store` keeps them.
+    opt_state: of what trains alone.
     trainable: static; globs over the parameters' paths, as `split` takes them.
     """
 
@@ -31,13 +34,15 @@ def create_state(
     rng: Array,
     trainable: tuple[str, ...] = ("*",),
     params: Params | None = None,
+    frozen_dtype: FrozenDtype = "compute",
 ) -> TrainState:
     """Step 0 with the parameters given, or fresh ones. Pure; jit it to make them on the device.
 
+    frozen_dtype: of what does not train, see `store`.
     Raises UserError where a glob of `trainable` fits no parameter.
     """
     init_rng, dropout_rng = jax.random.split(rng)
-    params = init(model, init_rng) if params is None else params
+    params = store(model, init(model, init_rng) if params is None else params, trainable, frozen_dtype)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -26,6 +26,7 @@ def train_step(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     remat: Remat = "none",
+    accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
@@ -35,6 +36,9 @@ def train_step(
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
     z_loss, label_smoothing: as in `CrossEntropy`; what is minimised, and what the metrics call loss.
     remat: what the backward pass computes again, see `jaxfusion.models.remat`.
+    accumulate: parts of the rows that are taken one after the other. Their gradients are added up, in float32, and
+        divided once, so the update is that of all rows at once but for dropout, which each part has its own. It must
+        divide the rows that each device holds.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
         and the batch's sizes, see `jaxfusion.models.sizes`.
     """
@@ -44,13 +48,24 @@ def train_step(
 
     trainable, frozen = split(state.params, state.trainable)
 
-    def summed_loss(trainable: Params) -> tuple[Float[Array, ""], LossSums]:
+    def summed_loss(trainable: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
         params = join(trainable, frozen)
         with rematerialised(remat):
-            sums = forward_loss(model, params, batch, dropout_rng, z_loss=z_loss, label_smoothing=label_smoothing)
+            sums = forward_loss(model, params, batch, rng, z_loss=z_loss, label_smoothing=label_smoothing)
         return sums.loss, sums
 
-    gradients, sums = jax.grad(summed_loss, has_aux=True)(trainable)
+    differentiate = jax.grad(summed_loss, has_aux=True)
+    if accumulate == 1:
+        gradients, sums = differentiate(trainable, batch, dropout_rng)
+    else:
+
+        def add(total: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
+            return jax.tree.map(jnp.add, total, differentiate(trainable, *part)), None
+
+        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * 3)
+        start = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable), nothing)
+        parts = (_parts(batch, accumulate), jax.random.split(dropout_rng, accumulate))
+        (gradients, sums), _ = jax.lax.scan(add, start, parts)
     sizes = batch_sizes(model.config, batch)
     if axis_name is not None:
         gradients, sums, sizes = jax.lax.psum((gradients, sums, sizes), axis_name)
@@ -67,6 +82,16 @@ def train_step(
         **sizes,
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def _parts(batch: Batch, count: int) -> Batch:
+    """Every count-th row, on a new leading axis: of rows that lie on the devices in blocks, each has its share of every
+    part where they are."""
+
+    def split_rows(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf.reshape(-1, count, *leaf.shape[1:]), 0, 1)
+
+    return jax.tree.map(split_rows, batch)
 
 
 def eval_step(model: Model, params: Params, batch: Batch, axis_name: str | None = None) -> LossSums:

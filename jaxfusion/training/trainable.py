@@ -19,8 +19,7 @@ def split(params: Params, globs: Sequence[str]) -> tuple[Params, Params]:
     """
     leaves = traverse_util.flatten_dict(params, sep="/")
     for glob in globs:
-        if not any(fnmatchcase(path, glob) for path in leaves):
-            raise UserError(f"config.train.trainable: no parameter fits {glob!r}; {_nearest(glob, leaves)}")
+        _check_fits("config.train.trainable", glob, leaves, "parameter")
     trains = {path for path in leaves if any(fnmatchcase(path, glob) for glob in globs)}
     if not trains:
         raise UserError("config.train.trainable: nothing would train; name some parameters, such as 'projector/*'")
@@ -33,6 +32,32 @@ def join(trainable: Params, frozen: Params) -> Params:
     """The inverse of `split`."""
     leaves = traverse_util.flatten_dict(trainable, sep="/") | traverse_util.flatten_dict(frozen, sep="/")
     return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def first_fits(setting: str, rules: Sequence[Sequence[str]], paths: Iterable[str]) -> dict[str, int]:
+    """For each path that a glob of some rule fits, the number of the first such rule.
+
+    Raises UserError, which names the setting, for a glob that fits no path, and for a rule that comes too late for all
+    that it fits.
+    """
+    paths = list(paths)
+    for index, globs in enumerate(rules):
+        for glob in globs:
+            _check_fits(f"{setting}[{index}].globs", glob, paths, "parameter that trains")
+    found = {}
+    for path in paths:
+        fitting = (i for i, globs in enumerate(rules) if any(fnmatchcase(path, glob) for glob in globs))
+        if (index := next(fitting, None)) is not None:
+            found[path] = index
+    for index, globs in enumerate(rules):
+        if index not in found.values():
+            raise UserError(f"{setting}[{index}].globs: earlier rules take all that {globs} fits; put it before them")
+    return found
+
+
+def _check_fits(setting: str, glob: str, paths: Iterable[str], kind: str) -> None:
+    if not any(fnmatchcase(path, glob) for path in paths):
+        raise UserError(f"{setting}: no {kind} fits {glob!r}; {_nearest(glob, paths)}")
 
 
 def check_only_adapters_train(params: Params, globs: Sequence[str]) -> None:

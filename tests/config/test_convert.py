@@ -18,6 +18,7 @@ from jaxfusion.config.model import (
     ViTConfig,
 )
 from jaxfusion.config.presets import PRESETS
+from jaxfusion.config.run import OptimizerRule
 from jaxfusion.errors import UserError
 
 
@@ -263,6 +264,32 @@ def test_numbers_inside_tuples_are_read_like_numbers_elsewhere():
     config = from_dict(ModelConfig, {"vision": {"kind": "resnet", "mean": [0, 1, 0.5]}})
     assert config.vision == ResNetConfig(mean=(0.0, 1.0, 0.5))
     assert [type(value) for value in config.vision.mean] == [float] * 3
+
+
+def test_of_several_settings_one_is_changed_by_its_number(tmp_path):
+    path = _write(
+        tmp_path,
+        "config.train.rules = ({'globs': ('vision/*',), 'learning_rate': 1}, {'globs': ['*'], 'optimizer': 'muon'})",
+    )
+    overrides = {"train.rules.1.schedule": "linear", "train.rules.0.learning_rate": "1e-5", "train.b2": "0.9"}
+    train = read_config(path, overrides).train
+    rules = (
+        OptimizerRule(globs=("vision/*",), learning_rate=1e-5),
+        OptimizerRule(globs=("*",), optimizer="muon", schedule="linear"),
+    )
+    assert (train.rules, train.b1, train.b2) == (rules, None, 0.9)
+    assert from_dict(Config, json.loads(json.dumps(to_dict(Config(train=train))))).train == train
+    assert override(Config(train=train), {"train.rules.0.learning_rate": "none"}).train.rules[0].learning_rate is None
+    for name, text, reason in (
+        ("train.rules.2.schedule", "linear", "config.train.rules.2: there is no such setting; choose from 0, 1"),
+        ("train.rules.0.schedule", "cosin", r"config.train.rules\[0\].schedule: 'cosin' is not a choice; did you mean"),
+        ("train.rules.0.warmup_steps", "-1", r"config.train.rules\[0\].warmup_steps: -1 is too small; use 0 or more"),
+        ("train.rules.0.globs", "()", r"config.train.rules\[0\].globs: there is none"),
+        ("train.b2", "1", "config.train.b2: 1.0 is no share"),
+        ("train.b2", "[1]", r"config.train.b2: expected float, got list \[1\]"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            read_config(path, {name: text})
 
 
 def test_dataclasses_inside_tuples_come_back_from_json_and_from_the_command_line(tmp_path):

@@ -116,6 +116,7 @@ def test_adapters_train_and_go_out_from_the_command_line(small_data, tmp_path, c
         "train.num_steps": 2,
         "train.learning_rate": 0.01,
         "train.trainable": "('*/lora_?',)",
+        "train.frozen_dtype": "float32",  # as the checkpoint's, to be compared with it bit for bit
         "train.batch_size": 8,
         "evaluate.num_examples": 2,
         "evaluate.batch_size": 8,

@@ -1,6 +1,7 @@
-"""Schedule, decay mask and clipping against closed forms, and batch-norm statistics that stay."""
+"""Schedules, optimizers, rules, decay mask and clipping against closed forms, and batch-norm statistics that stay."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 import pytest
 
 from jaxfusion.config.model import BiLSTMEncoderConfig, ModelConfig, TextEmbeddingConfig
-from jaxfusion.config.run import TrainConfig
+from jaxfusion.config.run import OptimizerRule, TrainConfig
+from jaxfusion.errors import UserError
 from jaxfusion.models.vision.convolution import FrozenBatchNorm
 from jaxfusion.models.vlm import build, init
 from jaxfusion.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
@@ -27,6 +29,105 @@ def test_the_schedule_is_a_ramp_and_half_a_cosine(num_steps, warmup):
             part = min((step - warmup) / max(num_steps - warmup, 1), 1)
             expected = 0.3 * (1 + math.cos(math.pi * part)) / 2
         assert float(schedule(jnp.int32(step))) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]),
+        ("linear", [0.1, 0.2, 0.2, 0.15, 0.1, 0.05, 0.0]),
+        ("rsqrt", [0.1, 0.2, 0.2 * math.sqrt(2 / 3), 0.2 * math.sqrt(2 / 4), 0.2 * math.sqrt(2 / 5)]),
+    ],
+)
+def test_other_schedules_have_the_same_ramp(schedule, expected):
+    config = TrainConfig(learning_rate=0.2, num_steps=6, warmup_steps=2, schedule=schedule)
+    rates = [float(learning_rate_schedule(config)(jnp.int32(step))) for step in range(len(expected))]
+    assert rates == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def first_update(config: TrainConfig, params, gradients):
+    optimizer = make_optimizer(config)
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+PLAIN = TrainConfig(learning_rate=0.1, warmup_steps=1, weight_decay=0.5, clip_norm=0.0)
+PARAMS = {"up": {"kernel": jnp.array([[2.0, -4.0]]), "bias": jnp.array([3.0])}}
+GRADIENTS = {"up": {"kernel": jnp.array([[3.0, -0.5]]), "bias": jnp.array([-4.0])}}
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor"])
+def test_the_first_update_of_lion_and_adafactor_is_the_sign_and_the_decay(name):
+    """Lion: Chen et al. 2023. Adafactor: Shazeer & Stern 2018; its second moment is the first gradient's."""
+    updates = first_update(replace(PLAIN, optimizer=name), PARAMS, GRADIENTS)
+    np.testing.assert_allclose(updates["up"]["kernel"], [[-0.1 * (1 + 1.0), -0.1 * (-1 - 2.0)]], rtol=1e-5)
+    np.testing.assert_allclose(updates["up"]["bias"], [0.1], rtol=1e-5)
+
+
+def test_moments_are_as_the_config_says():
+    config = replace(PLAIN, b1=0.5, b2=0.75, eps=1.0)
+    optimizer = make_optimizer(config)
+    updates, state = optimizer.update(GRADIENTS, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(optax.tree.get(state, "mu")["up"]["bias"], [-4 * 0.5])
+    np.testing.assert_allclose(optax.tree.get(state, "nu")["up"]["bias"], [16 * 0.25])
+    np.testing.assert_allclose(updates["up"]["bias"], [0.1 * 4 / (4 + 1)], rtol=1e-6)
+
+
+def test_muon_turns_each_layers_matrix_and_leaves_the_rest_to_adamw():
+    rng = np.random.default_rng(0)
+    shapes = {"query": (2, 6, 2, 4), "out": (2, 2, 4, 6), "up": (2, 6, 12)}
+    layers = {name: {"kernel": jnp.float32(rng.standard_normal(shape))} for name, shape in shapes.items()}
+    params = {"decoder": {"layers": layers}, "output": {"kernel": jnp.ones((6, 3))}, "embedding": jnp.ones((3, 6))}
+    config = replace(PLAIN, optimizer="muon", weight_decay=0.0)
+    updates = first_update(config, params, params)
+    for name, matrix in {"query": (6, 8), "out": (8, 6), "up": (6, 12)}.items():
+        for layer in range(2):
+            update = np.asarray(updates["decoder"]["layers"][name]["kernel"][layer]).reshape(matrix)
+            # Nearly a rotation of the gradient's own axes: all singular values about the same, none turned round.
+            left, _, right = np.linalg.svd(
+                np.asarray(layers[name]["kernel"][layer]).reshape(matrix), full_matrices=False
+            )
+            inner = -left.T @ update @ right.T / (0.1 * 0.2 * math.sqrt(max(matrix)))
+            np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-3)
+            assert np.all((np.diag(inner) > 0.5) & (np.diag(inner) < 1.5))
+    for path in (("output", "kernel"), ("embedding",)):
+        leaf = optax.tree.get(updates, path[0]) if len(path) == 1 else updates[path[0]][path[1]]
+        np.testing.assert_allclose(leaf, -0.1, rtol=1e-4)  # Adam's first step
+
+
+def test_a_parameter_has_the_optimizer_of_the_first_rule_that_fits_it():
+    params = {
+        room: {"kernel": jnp.full(2, 2.0), "bias": jnp.full(1, 2.0)} for room in ("vision", "projector", "decoder")
+    }
+    gradients = jax.tree.map(jnp.ones_like, params)
+    rules = (
+        OptimizerRule(globs=("*/bias",), learning_rate=0.3),
+        OptimizerRule(globs=("vision/*", "projector/*"), optimizer="lion", learning_rate=0.01, weight_decay=0.0),
+    )
+    updates = first_update(replace(PLAIN, rules=rules), params, gradients)
+    np.testing.assert_allclose(updates["decoder"]["kernel"], -0.1 * (1 + 0.5 * 2), rtol=1e-5)
+    for room in params:
+        np.testing.assert_allclose(updates[room]["bias"], -0.3, rtol=1e-5)
+    for room in ("vision", "projector"):
+        np.testing.assert_allclose(updates[room]["kernel"], -0.01, rtol=1e-5)
+    slow = OptimizerRule(globs=("vision/*",), warmup_steps=10)
+    updates = first_update(replace(PLAIN, rules=(slow,)), params, gradients)
+    np.testing.assert_allclose(updates["vision"]["bias"], -0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            ("visoin/*",),
+            r"config\.train\.rules\[0\]\.globs: no parameter that trains fits 'visoin/\*'; did you mean 'vi",
+        ),
+        (("*", "vision/*"), r"config\.train\.rules\[1\]\.globs: earlier rules take all that"),
+    ],
+)
+def test_a_rule_that_fits_nothing_is_refused(rules, message):
+    optimizer = make_optimizer(replace(PLAIN, rules=tuple(OptimizerRule(globs=(glob,)) for glob in rules)))
+    with pytest.raises(UserError, match=message):
+        optimizer.init({"vision": {"kernel": jnp.ones(2)}, "decoder": {"kernel": jnp.ones(2)}})
 
 
 def test_matrices_decay_and_nothing_else_does():

@@ -59,6 +59,15 @@ def test_the_update_is_the_gradient_of_the_mean_loss(model, state, sgd_step):
     assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-5)
 
 
+def test_in_parts_the_step_is_the_same(model, state, sgd_step):
+    """Rows of different lengths: the parts' weights differ, and their mean losses must not simply be averaged."""
+    whole, metrics = sgd_step(state, make_batch())
+    for parts in (2, 4):
+        new, also = jax.jit(partial(train_step, model, optax.sgd(0.5), accumulate=parts))(state, make_batch())
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), new.params, whole.params)
+        assert {k: float(v) for k, v in also.items()} == pytest.approx({k: float(v) for k, v in metrics.items()}, 1e-6)
+
+
 def test_metrics_count_real_tokens_and_segments(state, sgd_step):
     ids = np.zeros((4, 8), np.int32)
     ids[0, :7], ids[1, :3], ids[1, 3:8] = 1, 1, 2  # one segment, two segments, and two empty rows
@@ -92,3 +101,17 @@ def test_dropout_is_drawn_anew_each_step_and_again_the_same():
     _, second = step(first, make_batch())
     assert float(metrics["loss"]) == float(again["loss"])
     assert float(metrics["loss"]) != float(second["loss"])
+
+
+def test_each_part_has_dropout_of_its_own():
+    """Two equal rows, one a part: with one mask for both the loss would be either one's."""
+    model = make_model(TransformerDecoderConfig(num_layers=1, num_heads=2, dropout=0.5, scan_layers=False))
+    batch = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], 2, axis=0), make_batch())
+    step = partial(train_step, model, optax.sgd(0.0))
+    state = new_state(model, optax.sgd(0.0))
+    keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), 2)
+    _, metrics = jax.jit(partial(step, accumulate=2))(state, batch)
+    row = jax.tree.map(lambda leaf: leaf[:1], batch)
+    losses = [float(jax.jit(partial(loss, model))(state.params, row, key)) for key in keys]
+    assert losses[0] != losses[1]
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)

@@ -13,7 +13,7 @@ from jaxfusion.batch import HostOrDevice
 from jaxfusion.config.model import AttentionKernel, TransformerConfig, ViTConfig
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.lora import inside
-from jaxfusion.models.stack import init_stack, run_stack
+from jaxfusion.models.stack import init_stack, run_stack, stack_param
 from jaxfusion.models.transformer import Block, make_norm
 from jaxfusion.models.vision.images import fold_images
 from jaxfusion.models.vision.positions import resize_grid
@@ -82,7 +82,7 @@ class ViT(nn.Module):
 
         start = jnp.zeros(x.shape[:2], jnp.int32)
         everything = Interval(start, start + x.shape[1], "full")
-        layers = self.param("layers", init_layers)
+        layers = stack_param(self, "layers", init_layers)
         if config.used_layers < config.num_layers:
             layers = jax.tree.map(lambda leaf: leaf[: config.used_layers], layers)
         return run_stack(apply_block, layers, x, scan=config.scan_layers)[0]
