@@ -19,7 +19,7 @@ import jaxfusion
 from jaxfusion.config import Config, to_dict
 from jaxfusion.config.model import LookupConfig
 from jaxfusion.data.images import encode_png
-from jaxfusion.data.loader import Dataset, Reader, open_dataset, train_iterator
+from jaxfusion.data.loader import Dataset, Reader, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
@@ -48,7 +48,9 @@ from jaxfusion.workdir import (
     load_run,
     make_workdir,
     open_model,
+    read_workdir_config,
     resolve,
+    with_images_per_row,
     write_json,
 )
 
@@ -96,12 +98,18 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
     model = open_model(config, workdir, tokenizer)
     _check_task(config)
     context = config.model.text_embedding.max_positions
-    if config.data.row_length > context:
+    if config.data.packing == "none" and config.data.row_length > context:
         raise UserError(
             f"config.data.row_length: {config.data.row_length} is more than the model's context of {context}; lower it "
             "or raise config.model.text_embedding.max_positions"
         )
     reader = Reader(config.data, config.model, dataset.labels, model.pixels)
+    if has_checkpoint(workdir):
+        images = read_workdir_config(workdir).data.images_per_row
+    else:
+        images = settle_images_per_row(dataset.train, reader, tokenizer, config.train.seed)
+    config = with_images_per_row(config, images)
+    reader = replace(reader, data=config.data)
     return Experiment(config, model, dataset, reader, workdir)
 
 

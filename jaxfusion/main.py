@@ -222,7 +222,7 @@ def _trained(args: argparse.Namespace, overrides: dict[str, str]):
     """The config of a trained workdir, or the one given if it is of the same run, with values put over it."""
     from jaxfusion.config import override, read_config
     from jaxfusion.pretrained.join import expand
-    from jaxfusion.workdir import check_run, read_workdir_config, resolve
+    from jaxfusion.workdir import check_run, read_workdir_config, resolve, with_images_per_row
 
     if args.workdir is None and args.config is None:
         raise UserError("--workdir: none was given; name the directory of a trained run, for example runs/quickstart")
@@ -232,6 +232,7 @@ def _trained(args: argparse.Namespace, overrides: dict[str, str]):
     if args.config is not None:
         sizes = theirs.model.text_embedding.vocab_size, getattr(theirs.model.decoder, "num_classes", 0)
         config = resolve(read_config(args.config, overrides, expand), *sizes)
+        config = with_images_per_row(config, theirs.data.images_per_row)
     check_run(workdir, config)
     return config, workdir
 

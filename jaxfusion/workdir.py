@@ -176,6 +176,13 @@ def resolve(config: Config, vocab_size: int, num_classes: int) -> Config:
     return replace(config, model=model)
 
 
+def with_images_per_row(config: Config, number: int) -> Config:
+    """The config with as many image slots a row, where it leaves them open (0)."""
+    if config.data.images_per_row:
+        return config
+    return replace(config, data=replace(config.data, images_per_row=number))
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():

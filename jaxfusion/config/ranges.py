@@ -19,6 +19,7 @@ LEAST = {
     "train.checkpoint_every": 0,
     "train.log_every": 0,
     "data.row_length": 1,
+    "data.images_per_row": 0,
     "data.num_threads": 0,
     "evaluate.every": 0,
     "evaluate.num_examples": 0,

@@ -19,6 +19,8 @@ class DataConfig:
     train_split: str = "train"
     test_split: str = "test"
     row_length: int = 64  # positions in a row, visual tokens included; a sample that is longer is refused by name
+    packing: Literal["none", "best-fit"] = "none"  # one sample a row, or as many as fit: then make row_length several
+    images_per_row: int = 0  # image slots of a row; a sample with more is refused; 0: chosen by a look at the data
     vocab_size: int = 512  # upper bound for the tokenizer that is trained on the training text
     num_threads: int = 1  # that read and decode records; more help where images are large, and hurt where they are not
     segment_words: bool = False  # Chinese text goes through word segmentation

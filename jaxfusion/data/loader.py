@@ -12,13 +12,22 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.config.run import DataConfig
 from jaxfusion.data import builtin
+from jaxfusion.data.best_fit import Room, images_per_row
 from jaxfusion.data.images import read_image, resize_image
 from jaxfusion.data.messages import Image, Message, Sample
-from jaxfusion.data.packing import pack
+from jaxfusion.data.packing import ImageSlots, pack
+from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.tasks import samples_of
-from jaxfusion.data.tokenise import Layout, tokenise
+from jaxfusion.data.tokenise import Layout, Segment, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
+
+# How many samples wait to be put in a row. With twice as many rows are no fuller; they are held in memory, pixels and
+# all, and read again where a run goes on.
+NUM_WAITING = 128
+
+# So many records tell how many images there are to a row's text.
+LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,15 @@ class Reader:
     labels: tuple[str, ...]
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
 
-    def samples(self, record: Any) -> list[Sample]:
-        return samples_of(record, self.data, self._image(record), list(self.labels))
+    def samples(self, record: Any, *, decode: bool = True) -> list[Sample]:
+        """decode: False puts something without pixels in the pictures' place, where only sizes matter."""
+        return samples_of(record, self.data, self._image(record, decode), list(self.labels))
 
-    def _image(self, record: Any) -> np.ndarray | None:
+    def _image(self, record: Any, decode: bool) -> np.ndarray | None:
         if self.model.vision is None or "image" not in self.data.modalities:
             return None
+        if not decode:
+            return np.zeros(0, np.uint8)
         if isinstance(self.model.vision, LookupConfig):
             return self._image_id(record)
         if isinstance(self.model.vision, FeaturesConfig):
@@ -114,27 +126,82 @@ class Reader:
 def train_iterator(
     source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, batch_size: int, seed: int
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches; `get_state()` and `set_state()` tell and set the place, exactly.
+    """Endless shuffled batches of one shape; `get_state()` and `set_state()` tell and set the place, exactly.
 
     Each visit of a record takes one of its samples at random, or, where a conversation is learned, all of them on the
-    same picture in random order.
+    same picture in random order. Each visit is in one row, by itself or, with best-fit packing, beside others.
     """
+    data, layout = reader.data, Layout.of(reader.model)
+    slots = ImageSlots.of(reader.model, data.images_per_row)
+    segments = _segments(source, reader, tokenizer, seed)
+    reading = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=2 * batch_size)
+    if data.packing == "best-fit":
+        room = Room(data.row_length, data.images_per_row)
+        rows = BestFitRows(segments, reading, room, NUM_WAITING)
+    else:
+        rows = segments.map(lambda segment: [segment]).to_iter_dataset(reading)
+
+    def to_batch(rows: Sequence[Any]) -> Batch:
+        return pack(rows, data.row_length, layout.tokens_per_image, slots, packed=data.packing != "none")
+
+    return iter(rows.batch(batch_size, drop_remainder=True, batch_fn=to_batch))
+
+
+def settle_images_per_row(source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, seed: int) -> int:
+    """The image slots that rows of these data need, or fill best, by a look at what training reads first.
+
+    One sample a row: as many as any of them has. Raises UserError for a sample that is too long.
+    """
+    data = reader.data
+    if reader.model.vision is None or "image" not in data.modalities:
+        return 0
+    segments = _segments(source, reader, tokenizer, seed, decode=False)
+    sizes = np.array([segments[place].size for place in range(min(LOOKED_AT, len(source)))])
+    if data.packing == "best-fit":
+        return images_per_row(sizes, data.row_length, NUM_WAITING)
+    return int(sizes[:, 1].max(initial=0))
+
+
+def _segments(
+    source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, seed: int, *, decode: bool = True
+) -> grain.MapDataset:
+    """What training learns from, visit by visit, without end. Raises UserError for a sample that no row can hold."""
     layout = Layout.of(reader.model)
 
     def choose(record: Any, rng: np.random.Generator) -> Any:
-        samples = reader.samples(record)
+        samples = reader.samples(record, decode=decode)
         if layout.predict == "next":
             group = rng.choice(sorted({sample.group for sample in samples}))
             samples = [sample for sample in samples if sample.group == group]
-            return tokenise(_dialogue([samples[i] for i in rng.permutation(len(samples))]), tokenizer, layout)
-        return tokenise(samples[rng.integers(len(samples))], tokenizer, layout)
+            sample = _dialogue([samples[i] for i in rng.permutation(len(samples))])
+        else:
+            sample = samples[rng.integers(len(samples))]
+        segment = tokenise(sample, tokenizer, layout)
+        _check_fit(sample, segment, reader)
+        return segment
 
-    def to_batch(segments: Sequence[Any]) -> Batch:
-        return pack([[segment] for segment in segments], reader.data.row_length, layout.tokens_per_image)
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(choose)
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(choose)
-    reading = grain.ReadOptions(num_threads=reader.data.num_threads, prefetch_buffer_size=2 * batch_size)
-    return iter(dataset.to_iter_dataset(reading).batch(batch_size, drop_remainder=True, batch_fn=to_batch))
+
+def _check_fit(sample: Sample, segment: Segment, reader: Reader) -> None:
+    """Raises UserError, by the sample's id, where no row can hold it: nothing is ever cut off."""
+    data, (length, images) = reader.data, segment.size
+    context = reader.model.text_embedding.max_positions
+    if length > data.row_length:
+        raise UserError(
+            f"config.data.row_length: sample {sample.id} of {data.name} needs {length} positions, images included, and "
+            f"a row has {data.row_length}; set it to at least {length}"
+        )
+    if length > context:
+        raise UserError(
+            f"config.model.text_embedding.max_positions: sample {sample.id} of {data.name} needs {length} positions, "
+            f"images included, and the model's context is {context}; raise it, or leave the sample out"
+        )
+    if images > data.images_per_row > 0:
+        raise UserError(
+            f"config.data.images_per_row: sample {sample.id} of {data.name} has {images} images and a row has places "
+            f"for {data.images_per_row}; set it to at least {images}"
+        )
 
 
 def _dialogue(samples: list[Sample]) -> Sample:

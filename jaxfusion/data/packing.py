@@ -1,18 +1,50 @@
 """Putting segments into rows: the one place where a Batch is made from samples."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxfusion.batch import Batch
+from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 
 
-def pack(rows: Sequence[Sequence[Segment]], row_length: int, tokens_per_image: int) -> Batch:
+class ImageSlots(NamedTuple):
+    """How many images each row has a place for, and what one of them is."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: type
+
+    @classmethod
+    def of(cls, model: ModelConfig, number: int) -> "ImageSlots | None":
+        """None where the model sees nothing, or there is nothing to see."""
+        if model.vision is None or number == 0:
+            return None
+        match model.vision:
+            case LookupConfig():
+                return cls(number, (), np.int32)
+            case FeaturesConfig(num_tokens=num_tokens, feature_width=width):
+                return cls(number, (num_tokens, width), np.float32)
+            case network:
+                return cls(number, (network.image_size, network.image_size, 3), np.uint8)
+
+
+def pack(
+    rows: Sequence[Sequence[Segment]],
+    row_length: int,
+    tokens_per_image: int,
+    slots: ImageSlots | None = None,
+    packed: bool | None = None,
+) -> Batch:
     """A Batch of NumPy arrays with the given segments in each row, one after the other.
 
-    row_length: T, to which rows are padded; the image slots M are as many as the fullest row has images.
+    row_length: T, to which rows are padded.
+    slots:  the row's image slots, whether they are needed or not; None: as many as the fullest row has images.
+    packed: `Batch.packed`; None: whether any row has several segments.
+    With both given, all batches have one shape and type, so that nothing is compiled anew for one of them.
     Raises UserError where a row does not fit: nothing is ever cut off.
     """
     for segments in rows:
@@ -31,8 +63,8 @@ def pack(rows: Sequence[Sequence[Segment]], row_length: int, tokens_per_image: i
         "visual_index": np.full(shape, -1, np.int32),
     }
     positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    slots = max((sum(len(segment.images) for segment in segments) for segments in rows), default=0)
-    images, image_segment_ids = _image_grid(rows, slots), np.zeros((len(rows), slots), np.int32)
+    images = _image_grid(rows, slots)
+    image_segment_ids = None if images is None else np.zeros(images.shape[:2], np.int32)
     for row, segments in enumerate(rows):
         start, image = 0, 0
         for number, segment in enumerate(segments, 1):
@@ -51,12 +83,22 @@ def pack(rows: Sequence[Sequence[Segment]], row_length: int, tokens_per_image: i
         positions=positions,
         segment_ids=segment_ids,
         images=images,
-        image_segment_ids=None if images is None else image_segment_ids,
-        packed=any(len(segments) > 1 for segments in rows),
+        image_segment_ids=image_segment_ids,
+        packed=any(len(segments) > 1 for segments in rows) if packed is None else packed,
     )
 
 
-def _image_grid(rows: Sequence[Sequence[Segment]], slots: int) -> np.ndarray | None:
-    pictures = (picture for segments in rows for segment in segments for picture in segment.images)
-    first = next(pictures, None)
-    return None if first is None else np.zeros((len(rows), slots, *first.shape), first.dtype)
+def _image_grid(rows: Sequence[Sequence[Segment]], slots: ImageSlots | None) -> np.ndarray | None:
+    pictures = [[picture for segment in segments for picture in segment.images] for segments in rows]
+    most = max(map(len, pictures), default=0)
+    if slots is None:
+        first = next((picture for row in pictures for picture in row), None)
+        if first is None:
+            return None
+        slots = ImageSlots(most, first.shape, first.dtype)
+    if most > slots.number:
+        raise UserError(
+            f"config.data.images_per_row: a row has {most} images and places for {slots.number}; "
+            f"set it to at least {most}"
+        )
+    return np.zeros((len(rows), slots.number, *slots.shape), slots.dtype)

@@ -36,6 +36,11 @@ class Segment(NamedTuple):
     visual_index: Int[np.ndarray, " t"]
     images: list[Shaped[np.ndarray, "..."]]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Positions and images."""
+        return len(self.tokens), len(self.images)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -1,9 +1,10 @@
 """Rows: what stands where, and what is refused."""
 
+import jax
 import numpy as np
 import pytest
 
-from jaxfusion.data.packing import pack
+from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 
@@ -34,6 +35,18 @@ def test_one_segment_a_row_is_not_packed():
     assert not batch.packed
     assert batch.images.shape == (2, 1, 2, 2, 3)
     assert pack([[segment(2, 0, 1, 1)]], 4, 1).images is None
+
+
+def test_slots_that_are_given_are_there_in_every_batch():
+    slots = ImageSlots(3, (2, 2, 3), np.uint8)
+    rows = [[[segment(2, 0, 1, 1)]], [[segment(4, 3, 1, 2)]], [[segment(2, 1, 1, 3), segment(2, 1, 1, 4)]]]
+    batches = [pack(row, 4, 1, slots, packed=True) for row in rows]
+    shapes = {str(jax.tree.map(lambda x: (x.shape, x.dtype), batch)) for batch in batches}
+    assert len(shapes) == 1
+    assert [batch.image_segment_ids.tolist() for batch in batches] == [[[0, 0, 0]], [[1, 1, 1]], [[1, 2, 0]]]
+    assert not batches[0].images.any()
+    with pytest.raises(UserError, match=r"config\.data\.images_per_row: a row has 4 images .* set it to at least 4"):
+        pack([[segment(4, 4, 1, 1)]], 4, 1, slots)
 
 
 def test_what_does_not_fit_is_refused_with_the_length_it_needs():
