@@ -37,9 +37,9 @@ class Side:
         if self.name != "ours":
             environment["JAX_PLATFORMS"] = "cpu"  # JAX makes a peer's weights and must not take its memory
         command = [sys.executable, "-m", "benchmarks.worker", self.name, json.dumps(self.settings)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes | {"stderr": self.errors})
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.facts = self._answer()
 
     def time(self, steps: int) -> None:
@@ -89,17 +89,15 @@ def compare(settings: dict[str, Any], peers: list[str], rounds: int, steps: int)
                 side.time(steps)
                 if sides[0].facts["environment"]["platform"] != "cpu":
                     side.stop()
-    return {side.name: side.facts | _times(side) for side in sides}
+    return {side.name: side.facts | {"step_seconds": quartiles(side.seconds)} for side in sides}
 
 
 def _check_loss(ours: Side, side: Side) -> None:
     loss, theirs = ours.facts["loss"], side.facts["loss"]
     if not abs(theirs - loss) <= TOLERANCE[ours.facts["dtype"]] * abs(loss):
-        raise UserError(f"--peer: the first loss of {side.name} is {theirs:.6g} and ours {loss:.6g}; not the same model")
-
-
-def _times(side: Side) -> dict[str, Any]:
-    return {"step_seconds": quartiles(side.seconds)}
+        raise UserError(
+            f"--peer: the first loss of {side.name} is {theirs:.6g} and ours {loss:.6g}; not the same model"
+        )
 
 
 def quartiles(seconds: list[float]) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.command_line import environment
 from benchmarks.presets import Preset
 from benchmarks.synthetic import synthetic_batch
 from benchmarks.weights import random_params
 from jaxfusion.batch import Batch
 from jaxfusion.config.run import ParallelConfig, TrainConfig
+from jaxfusion.hardware import find_hardware
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
@@ -23,9 +25,6 @@ from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
 
-# Dense bf16 FLOP/s of one card. NVIDIA's data sheets ("H100 Tensor Core GPU", "H200 Tensor Core GPU") give 1,979 TFLOPS
-# with sparsity for both SXM cards, and dense is half of that.
-PEAK_BF16 = {"NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
 LEARNING_RATE = 1e-5  # at which random weights stay finite for as long as anyone times them
 CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.05
@@ -89,6 +88,7 @@ class Ours:
             "loss": self.loss,
             "flops": flops_of(preset, self.host_batch),
             "memory": self._peak_memory(),
+            "environment": environment(),
         }
 
     def _peak_memory(self) -> dict[str, Any]:
@@ -126,10 +126,13 @@ def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
     }
 
 
-def mfu(flops_per_second: float, dtype: str) -> float | None:
-    """Model FLOP utilisation (Chowdhery et al. 2022); None where the peak for this device and type is not known."""
-    peak = PEAK_BF16.get(jax.local_devices()[0].device_kind) if dtype == "bfloat16" else None
-    return flops_per_second / (peak * jax.local_device_count()) if peak else None
+def mfu(flops_per_second: float, facts: dict[str, Any]) -> float | None:
+    """Model FLOP utilisation (Chowdhery et al. 2022); None where the peak for this device and type is not known.
+
+    facts: of `Ours.facts`, and the environment.
+    """
+    card = find_hardware(facts["environment"]["device"]) if facts["dtype"] == "bfloat16" else None
+    return flops_per_second / (card.bf16_flops * facts["environment"]["devices"]) if card else None
 
 
 def batch_shape(batch: Batch) -> dict[str, int]:

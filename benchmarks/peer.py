@@ -7,6 +7,7 @@ Only processes that measure a peer import this.
 import contextlib
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Peer:
             ends.append(time.perf_counter())
             waiting = sent
         waiting()
-        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        return [after - before for before, after in pairwise(ends)]
 
     def facts(self) -> dict[str, Any]:
         memory = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""Parameters from a seed, the same in every process that asks, so that ours and a peer's step begin at the same ones."""
+"""Parameters from a seed, the same in every process that asks: our step and a peer's begin at the same ones."""
 
 import zlib
 from typing import Any

@@ -11,7 +11,6 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
-from benchmarks.command_line import environment
 from benchmarks.presets import PRESETS, Preset
 from jaxfusion.errors import UserError
 
@@ -21,7 +20,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     try:
-        timed, facts = _ready(side, preset_of(settings), settings)
+        timed, facts = _ready(side, read_preset(settings), settings)
     except UserError as error:
         print(json.dumps({"error": str(error)}), file=answers)
         return 2
@@ -31,7 +30,7 @@ def main() -> int:
     return 0
 
 
-def preset_of(settings: dict[str, Any]) -> Preset:
+def read_preset(settings: dict[str, Any]) -> Preset:
     """The preset that is named, with what is set otherwise."""
     preset = PRESETS[settings["preset"]]
     changes = {name: settings[name] for name in ("dtype", "attention") if settings.get(name)}
@@ -46,32 +45,29 @@ def _ready(side: str, preset: Preset, settings: dict[str, Any]) -> tuple[Any, di
 
         use_cpu_cores(preset.batch_size)
         ours = Ours(preset, settings["strategy"])
-        return ours, ours.facts() | {"environment": environment()}
+        return ours, ours.facts()
     return _peer(side, preset)
 
 
 def _peer(side: str, preset: Preset) -> tuple[Any, dict[str, Any]]:
-    import torch
-
+    versions = {"torch": metadata.version("torch")}
     if side == "torch":
         from benchmarks.peer_torch import make_peer
 
-        peer, facts = make_peer(preset), {}
+        peer = make_peer(preset)
     else:
         from benchmarks.peer_transformers import make_peer
 
-        peer, facts = make_peer(preset, compiled=side == "torch_compile"), {}
-        facts["transformers"] = metadata.version("transformers")
-    if side == "torch_compile":
-        facts["compiled"] = True
-        try:
-            peer.warm_up()
-        except Exception as error:  # of many kinds, as compilers and their surroundings fail
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--peer: torch.compile failed on this model ({reason}); compare with transformers") from None
-    else:
+        peer = make_peer(preset, compiled=side == "torch_compile")
+        versions["transformers"] = metadata.version("transformers")
+    try:
         peer.warm_up()
-    return peer, facts | {"torch": torch.__version__} | peer.facts()
+    except Exception as error:  # of many kinds, as compilers and their surroundings fail
+        if side != "torch_compile" or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--peer: torch.compile failed ({reason}); compare with transformers") from None
+    return peer, versions | peer.facts()
 
 
 if __name__ == "__main__":

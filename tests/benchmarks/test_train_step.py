@@ -13,8 +13,12 @@ import pytest
 from benchmarks.presets import PRESETS
 from benchmarks.synthetic import synthetic_batch
 from benchmarks.train_step import fused_attention_fits, main
-from jaxfusion.config import read_config
-from jaxfusion.config.model import AddFusionConfig, CrossAttentionFusionConfig, LinearProjectorConfig
+from jaxfusion.config.model import (
+    AddFusionConfig,
+    CrossAttentionFusionConfig,
+    LinearProjectorConfig,
+    PixelShuffleProjectorConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,10 +89,13 @@ def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "quickstrat"], "--preset: invalid choice: 'quickstrat'"),
-        (["--preset", "quickstart", "--steps", "none"], "--steps: invalid"),
-        (["--preset", "quickstart", "--json", "no/such/place.json"], "--json: no/such is not a directory"),
-        (["--preset", "vit-base-gpt", "--plan", "h200", "--devices", "7"], "--batch-size: 64 rows cannot be shared"),
+        (["--preset", "tiny_vml"], "--preset: invalid choice: 'tiny_vml'"),
+        (["--preset", "tiny_vlm", "--steps", "none"], "--steps: invalid"),
+        (["--preset", "tiny_vlm", "--json", "no/such/place.json"], "--json: no/such is not a directory"),
+        (["--preset", "vlm_1b", "--plan", "h200", "--devices", "7"], "--batch-size: 8 rows cannot be shared"),
+        (["--preset", "tiny_vlm", "--peer", "keras"], "--peer: 'keras' is not one of transformers, torch_compile"),
+        (["--preset", "tiny_vlm", "--peer", "torch"], "--peer: torch has no model for tiny_vlm; choose from transf"),
+        (["--preset", "tiny_vlm", "--peer", "transformers", "--plan", "h200"], "--plan: it is of our step alone"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
@@ -100,8 +107,16 @@ def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
 
 @pytest.mark.parametrize("fusion", ["place", "add", "cross-attention"])
 def test_a_packed_batch_is_laid_out_as_packing_does_it(fusion):
+    tiny = PRESETS["tiny_vlm"]
+    projector = PixelShuffleProjectorConfig(factor=4)  # 4 tokens an image
     preset = replace(
-        PRESETS["quickstart"], batch_size=3, row_length=90, images_per_row=4, segments_per_row=2, shortest=0.8
+        tiny,
+        model=replace(tiny.model, projector=projector),
+        batch_size=3,
+        row_length=90,
+        images_per_row=4,
+        segments_per_row=2,
+        shortest=0.8,
     )
     if fusion == "add":
         layout = {"fusion": AddFusionConfig(), "projector": LinearProjectorConfig(pool="mean")}
@@ -126,16 +141,7 @@ def test_a_packed_batch_is_laid_out_as_packing_does_it(fusion):
     assert batch.packed
 
 
-def test_the_quickstart_preset_is_the_quickstart_config():
-    config, preset = read_config(ROOT / "configs" / "quickstart.py"), PRESETS["quickstart"]
-    text = replace(preset.model.text_embedding, vocab_size=0)  # the config has the tokenizer's
-    assert replace(preset.model, text_embedding=text) == config.model
-    assert (preset.batch_size, preset.row_length) == (config.train.batch_size, config.data.row_length)
-
-
 def test_only_plain_attention_in_16_bits_may_take_the_fused_kernel():
-    preset = PRESETS["vit-base-gpt"]
-    assert fused_attention_fits(preset)
-    assert not fused_attention_fits(replace(preset, segments_per_row=2))
-    assert not fused_attention_fits(PRESETS["quickstart"])
-    assert not fused_attention_fits(PRESETS["bilstm"])
+    assert fused_attention_fits(PRESETS["vlm_1b"])
+    for name in ("vlm_1b_packed", "paligemma_3b", "tiny_vlm", "bilstm"):
+        assert not fused_attention_fits(PRESETS[name])
