@@ -32,8 +32,7 @@ class Side:
         self.seconds: list[float] = []
 
     def start(self) -> None:
-        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": self.cache}
+        environment = in_our_path() | {"JAX_COMPILATION_CACHE_DIR": self.cache}
         if self.name != "ours":
             environment["JAX_PLATFORMS"] = "cpu"  # JAX makes a peer's weights and must not take its memory
         command = [sys.executable, "-m", "benchmarks.worker", self.name, json.dumps(self.settings)]
@@ -68,6 +67,12 @@ class Side:
         if isinstance(answer, dict) and "error" in answer:
             raise UserError(answer["error"])
         return answer
+
+
+def in_our_path() -> dict[str, str]:
+    """The environment of a process that can import the benchmarks wherever it runs."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def compare(settings: dict[str, Any], peers: list[str], rounds: int, steps: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxfusion.hardware import find_hardware
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
-from jaxfusion.planning import make_plan
+from jaxfusion.planning import read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
@@ -96,7 +96,7 @@ class Ours:
         stats = jax.local_devices()[0].memory_stats()
         if stats:
             return {"bytes": stats["peak_bytes_in_use"], "source": "the device's allocator"}
-        return {"bytes": make_plan(self.step).total_bytes, "source": "XLA's plan of the step"}
+        return {"bytes": read_program(self.step).total_bytes, "source": "XLA's plan of the step"}
 
 
 def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:

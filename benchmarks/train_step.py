@@ -9,8 +9,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -19,19 +17,15 @@ import jax
 
 from benchmarks.command_line import Parser, positive, show
 from benchmarks.compare import compare, quartiles
-from benchmarks.ours import OPTIMIZER, Ours, batch_shape, mfu
+from benchmarks.ours import Ours, mfu
+from benchmarks.plan import plan
 from benchmarks.presets import PRESETS, Preset
-from benchmarks.synthetic import synthetic_batch
 from benchmarks.table import table
 from benchmarks.worker import read_preset
-from jaxfusion.config.model import AttentionKernel, BiLSTMEncoderConfig, TransformerConfig, TransformerDecoderConfig
+from jaxfusion.config.model import AttentionKernel
 from jaxfusion.errors import UserError
-from jaxfusion.models.vlm import build
+from jaxfusion.hardware import HARDWARE
 from jaxfusion.parallel import use_cpu_cores
-from jaxfusion.planning import TARGETS, compile_for, make_plan
-from jaxfusion.training.optimizer import make_optimizer
-from jaxfusion.training.state import create_state
-from jaxfusion.training.step import train_step
 
 PEERS = ("transformers", "torch_compile", "torch")
 
@@ -107,39 +101,6 @@ def _refuse(reason: Any) -> int:
     return 2
 
 
-# --- planning ---------------------------------------------------------------------------------------------------------
-
-
-def plan(preset: Preset, target: str, devices: int) -> dict[str, Any]:
-    """The step compiled for GPUs that are only described, with each attention kernel that the preset may use."""
-    if preset.batch_size % devices:
-        raise UserError(f"--batch-size: {preset.batch_size} rows cannot be shared evenly by {devices} devices")
-    batch, optimizer = synthetic_batch(preset), make_optimizer(OPTIMIZER)
-    config = preset.model
-    if isinstance(config.encoder, BiLSTMEncoderConfig):  # cuDNN's cannot be compiled without a GPU
-        config = replace(config, encoder=replace(config.encoder, implementation="scan"))
-    result = {"target": TARGETS[target].name, "devices": devices, "batch": batch_shape(batch)}
-    for kernel in ("xla", "cudnn") if fused_attention_fits(preset) else ("xla",):
-        model = build(replace(config, attention=kernel))
-        create = partial(create_state, model, optimizer, trainable=preset.trainable)
-        state = jax.eval_shape(create, jax.random.key(0))
-        step = partial(train_step, model, optimizer)
-        found = make_plan(compile_for(step, state, batch, target=target, devices=devices))
-        largest = dict(list(found.arrays.items())[:5])
-        result[f"attention_{kernel}"] = vars(found) | {"total_bytes": found.total_bytes, "arrays": largest}
-    return result
-
-
-def fused_attention_fits(preset: Preset) -> bool:
-    """Whether every attention of the model's Transformers is plain causal or full, in 16 bits, as cuDNN's wants it."""
-    model = preset.model
-    stacks = [stack for stack in (model.encoder, model.decoder) if isinstance(stack, TransformerConfig)]
-    plain = all(not any(stack.windows) and not stack.attention_softcap for stack in stacks)
-    if isinstance(model.decoder, TransformerDecoderConfig):
-        plain &= not model.decoder.prefix_lm and model.decoder.image_attention == "causal"
-    return bool(stacks) and plain and preset.segments_per_row == 1 and model.dtype != "float32"
-
-
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
     parser.add_argument("--append", type=Path, metavar="FILE", help="append a table in Markdown to FILE")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of the timed steps for XProf to DIR")
-    parser.add_argument("--plan", choices=TARGETS, help="compile for this GPU, run nothing; needs no GPU")
+    parser.add_argument("--plan", choices=HARDWARE, help="compile for this GPU, run nothing; needs no GPU")
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs to plan for (default: 1)")
     return parser
 
