@@ -51,7 +51,7 @@ def _result(name: str, args: argparse.Namespace) -> dict[str, Any]:
     else:
         print(f"{name}: {PRESETS[name].summary}", flush=True)
         result = _measure(name, args, file)
-    print(f"{name}: {result['error'] if 'error' in result else 'measured'}", flush=True)
+    print(f"{name}: {result.get('error', 'measured')}", flush=True)
     known = [json.loads(path.read_text()) for other in PRESETS if (path := args.directory / f"{other}.json").is_file()]
     known += [result] if "error" in result else []
     (args.directory / "all.json").write_text(json.dumps(known, indent=2) + "\n")

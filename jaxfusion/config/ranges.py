@@ -19,6 +19,7 @@ LEAST = {
     "train.log_every": 0,
     "data.row_length": 1,
     "data.num_threads": 0,
+    "data.num_workers": 0,
     "evaluate.every": 0,
     "evaluate.num_examples": 0,
     "evaluate.batch_size": 1,
