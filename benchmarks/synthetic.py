@@ -28,12 +28,15 @@ def synthetic_batch(preset: Preset, seed: int = 0) -> Batch:
     lengths = rng.integers(int(length * preset.shortest), length, size=rows, endpoint=True)
     if min(lengths) // segments < placed + 2:
         raise ValueError(f"{per_segment} images take {placed} positions of a segment of {min(lengths) // segments}")
-    column = np.arange(length)
-    real = column < lengths[:, None]
-    span = (lengths // segments)[:, None]  # the last segment of a row has what is left over
-    segment = np.where(real, np.minimum(column // span, segments - 1), 0)
-    positions = np.where(real, column - segment * span, 0)
-    prompt = real & (positions < placed + (span - placed) // 2)
+    segment, positions, spans = np.zeros((3, rows, length), np.int64)
+    for row in range(rows):
+        own = _segment_lengths(rng, lengths[row], segments, placed + 2)
+        real = slice(0, lengths[row])
+        segment[row, real] = np.repeat(np.arange(segments), own)
+        positions[row, real] = np.concatenate([np.arange(n) for n in own])
+        spans[row, real] = np.repeat(own, own)
+    real = np.arange(length) < lengths[:, None]
+    prompt = real & (positions < placed + (spans - placed) // 2)
 
     visual_index = np.full((rows, length), -1)
     if isinstance(model.fusion, PlaceFusionConfig):
@@ -41,7 +44,8 @@ def synthetic_batch(preset: Preset, seed: int = 0) -> Batch:
     elif isinstance(model.fusion, AddFusionConfig) and per_segment:
         visual_index = np.where(real, segment * per_segment * model.tokens_per_image, -1)
 
-    tokens = rng.integers(0, model.text_embedding.vocab_size, size=(rows, length))
+    # The last token of the vocabulary never comes up: peers mark the places of images with it.
+    tokens = rng.integers(0, model.text_embedding.vocab_size - 1, size=(rows, length))
     if isinstance(model.decoder, TransformerDecoderConfig):
         targets = np.roll(tokens, -1, axis=1)
         learned = real & ~prompt & (np.roll(segment + real, -1, axis=1) == segment + real)
@@ -62,6 +66,15 @@ def synthetic_batch(preset: Preset, seed: int = 0) -> Batch:
         else None,
         packed=segments > 1,
     )
+
+
+def _segment_lengths(rng: np.random.Generator, total: int, segments: int, shortest: int) -> np.ndarray:
+    """Lengths that add up to total, of at least `shortest`: what is left is shared out by Dirichlet(2), so that the
+    longest of eight segments gets about twice the mean of it."""
+    left = total - segments * shortest
+    ends = np.floor(left * np.cumsum(rng.dirichlet(np.full(segments, 2.0)))).astype(np.int64)
+    ends[-1] = left
+    return shortest + np.diff(ends, prepend=0)
 
 
 def _images(preset: Preset, rng: np.random.Generator) -> np.ndarray:

@@ -18,7 +18,7 @@ from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
-from jaxfusion.planning import make_plan
+from jaxfusion.planning import read_program
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state
@@ -62,7 +62,7 @@ def run(strategy: str, initial: TrainState, accumulate: int = 1) -> dict:
     sums = parallel.unreplicate(evaluate(state.params, parallel.put_batch(make_batch(99))))
     state = parallel.unreplicate(state)
     return {
-        "collectives": sorted(make_plan(step).collectives) if strategy == "mesh" else [],
+        "collectives": sorted(read_program(step).collectives) if strategy == "mesh" else [],
         "devices": parallel.num_devices,
         "metrics": metrics,
         "sums": [float(sums.loss), float(sums.weight), float(sums.correct)],

@@ -21,6 +21,7 @@ LEAST = {
     "data.row_length": 1,
     "data.images_per_row": 0,
     "data.num_threads": 0,
+    "data.num_workers": 0,
     "evaluate.every": 0,
     "evaluate.num_examples": 0,
     "evaluate.batch_size": 1,

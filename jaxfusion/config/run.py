@@ -23,6 +23,10 @@ class DataConfig:
     images_per_row: int = 0  # image slots of a row; a sample with more is refused; 0: chosen by a look at the data
     vocab_size: int = 512  # upper bound for the tokenizer that is trained on the training text
     num_threads: int = 1  # that read and decode records; more help where images are large, and hurt where they are not
+    num_workers: int = 0  # processes that do so, each a share of the batches with its own threads; 0: threads alone
+    # JPEGs much larger than the vision's input are decoded at a half, a quarter or an eighth of their size. Never where
+    # a checkpoint says how pictures are prepared, whose very pixels are then kept.
+    scaled_decode: bool = True
     segment_words: bool = False  # Chinese text goes through word segmentation
     remove_stop_words: bool = False  # cuts into words too; negations stay
 

@@ -17,16 +17,23 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(source: str | os.PathLike | bytes) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(source: str | os.PathLike | bytes, at_least: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Read a picture from a path, or from the bytes of an image file (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM).
 
     16-bit grey is scaled to 8 bits, what is transparent is laid over white, and the EXIF rotation is carried out; of an
-    animation the first frame is taken. Raises `UserError`, naming the file, where it is missing, not an image, damaged,
+    animation the first frame is taken.
+
+    at_least: pixels a side that are enough. A JPEG is then decoded at a half, a quarter or an eighth of its size, as
+        far as neither side falls below that: its blocks of cosines give a smaller picture for less work than the whole.
+        What `resize_image` makes of it differs by a few grey levels from what it makes of the whole picture.
+    Raises `UserError`, naming the file, where it is missing, not an image, damaged,
     of a kind with no fixed range (32-bit), or so large (by its header, before decoding) that it could fill the memory.
     """
     name = f"the image ({len(source):,} bytes)" if isinstance(source, bytes) else f"the image {os.fspath(source)}"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))  # does nothing for files of other kinds
             ImageOps.exif_transpose(image, in_place=True)
             return np.array(to_rgb(image, name))
     except UserError:

@@ -110,8 +110,10 @@ class Reader:
             raise UserError(
                 "config.model.vision: no data set here holds features; give them in Batch.images, or use a network"
             )
-        picture = read_image(record["image"])
-        return self.pixels(picture) if self.pixels else resize_image(picture, self.model.vision.image_size)
+        if self.pixels:
+            return self.pixels(read_image(record["image"]))
+        size = self.model.vision.image_size
+        return resize_image(read_image(record["image"], size if self.data.scaled_decode else None), size)
 
     def _image_id(self, record: Any) -> np.ndarray:
         number, size = int(record["image_id"]), self.model.vision.num_images
@@ -129,7 +131,9 @@ def train_iterator(
     """Endless shuffled batches of one shape; `get_state()` and `set_state()` tell and set the place, exactly.
 
     Each visit of a record takes one of its samples at random, or, where a conversation is learned, all of them on the
-    same picture in random order. Each visit is in one row, by itself or, with best-fit packing, beside others.
+    same picture in random order. Each visit is in one row, by itself or, with best-fit packing, beside others. The
+    order of the batches depends on the number of worker processes, each of which has every n-th record; a place can
+    only be set with as many as it was told with.
     """
     data, layout = reader.data, Layout.of(reader.model)
     slots = ImageSlots.of(reader.model, data.images_per_row)
@@ -144,7 +148,8 @@ def train_iterator(
     def to_batch(rows: Sequence[Any]) -> Batch:
         return pack(rows, data.row_length, layout.tokens_per_image, slots, packed=data.packing != "none")
 
-    return iter(rows.batch(batch_size, drop_remainder=True, batch_fn=to_batch))
+    batches = rows.batch(batch_size, drop_remainder=True, batch_fn=to_batch)
+    return iter(_in_workers(batches, data.num_workers) if data.num_workers else batches)
 
 
 def settle_images_per_row(source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, seed: int) -> int:
@@ -181,6 +186,15 @@ def _segments(
         return segment
 
     return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(choose)
+
+
+def _in_workers(batches: grain.IterDataset, num_workers: int) -> grain.IterDataset:
+    """Made in processes, and passed on in shared memory."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain asks for its flags where it starts processes; they keep their defaults
+        flags.FLAGS.mark_as_parsed()
+    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2))
 
 
 def _check_fit(sample: Sample, segment: Segment, reader: Reader) -> None:

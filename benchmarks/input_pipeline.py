@@ -1,0 +1,185 @@
+"""How many pictures a second become batches: decoded, resized, tokenised and packed, beside torch's DataLoader.
+
+python -m benchmarks.input_pipeline
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.command_line import Parser, environment, positive, show
+from jaxfusion.batch import Batch
+from jaxfusion.config.model import ModelConfig, PixelShuffleProjectorConfig, ViTConfig
+from jaxfusion.config.run import DataConfig
+from jaxfusion.data.loader import Reader, train_iterator
+from jaxfusion.errors import UserError
+from jaxfusion.text.trained import TrainedTokenizer
+
+EPILOG = """\
+Both read the same JPEGs (made from a seed) and captions from memory, and both make the same batches of them, in as
+many worker processes (0: in threads, or for torch in the main process). torch's side is what its users write: Pillow
+decodes and resizes, the same tokenizer and the same packing, in a Dataset's __getitem__ and a collate function. Ours
+is measured with pictures decoded at a fraction of their size, which is the default (config.data.scaled_decode), and
+whole. They take turns, and start anew each time; the first batches of a turn, for which workers start, are not timed.
+
+examples:
+  python -m benchmarks.input_pipeline --json input.json
+  python -m benchmarks.input_pipeline --workers 8 --image-size 336 --picture 1024x768
+"""
+
+CAPTION_WORDS = 40
+WORDS = ("a", "the", "red", "small", "house", "tree", "on", "under", "near", "two", "birds", "street", "in", "rain")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser().parse_args(argv)
+        if args.json is not None and not args.json.parent.is_dir():
+            raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
+        if min(args.picture) < args.image_size:
+            raise UserError(f"--image-size: {args.image_size} is larger than the pictures; give a larger --picture")
+        result = compare(args.pictures, args.picture, args.image_size, args.workers, args.rounds, args.batches)
+    except UserError as error:
+        print(f"benchmarks.input_pipeline: {error}", file=sys.stderr)
+        return 2
+    found = environment()
+    found["versions"] |= {name: metadata.version(name) for name in ("grain", "pillow")}
+    if "torch" in result["images_per_second"]:
+        found["versions"]["torch"] = metadata.version("torch")
+    command = shlex.join(["python", "-m", "benchmarks.input_pipeline", *argv])
+    result = {"command": command, "environment": found, **result}
+    show(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def compare(
+    num_pictures: int, picture: tuple[int, int], image_size: int, workers: int, rounds: int, batches: int
+) -> dict[str, Any]:
+    """picture: width and height of the JPEGs. batches: timed in each of the rounds, of BATCH_SIZE pictures each."""
+    records = make_records(num_pictures, picture)
+    tokenizer = TrainedTokenizer.train([record["caption_en"] for record in records], 512)
+    scaled = _reader(image_size, workers)
+    whole = replace(scaled, data=replace(scaled.data, scaled_decode=False))
+    sides: dict[str, Callable[[], Iterator[Any]]] = {
+        "ours": lambda: train_iterator(records, scaled, tokenizer, BATCH_SIZE, 0),
+        "ours_whole_decode": lambda: train_iterator(records, whole, tokenizer, BATCH_SIZE, 0),
+    }
+    if importlib.util.find_spec("torch"):
+        from benchmarks.torch_input import batches_of
+
+        sides["torch"] = lambda: batches_of(records, whole, tokenizer, BATCH_SIZE, workers)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, start in sides.items():
+            rates[name].append(_rate(start(), workers, batches))
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    result = {
+        "pictures": {"number": num_pictures, "width": picture[0], "height": picture[1]},
+        "bytes_a_picture": int(np.mean([len(record["image"]) for record in records])),
+        "image_size": image_size,
+        "workers": workers,
+        "batch_size": BATCH_SIZE,
+        "rounds": rounds,
+        "images_per_second": medians,
+    }
+    if "torch" in medians:
+        result |= {f"{name}_to_torch": medians[name] / medians["torch"] for name in medians if name != "torch"}
+    return result
+
+
+BATCH_SIZE = 32
+
+
+def _rate(iterator: Iterator[Batch], workers: int, batches: int) -> float:
+    for _ in range(2 * max(workers, 1)):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(iterator)
+    seconds = time.perf_counter() - start
+    if hasattr(iterator, "close"):
+        iterator.close()  # ends its processes
+    return batches * BATCH_SIZE / seconds
+
+
+def make_records(number: int, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Records of a JPEG, of smooth shapes and fine grain as photographs have them, and a caption."""
+    rng = np.random.default_rng(0)
+    return [
+        {"image": _jpeg(rng, size), "image_id": index, "caption_en": " ".join(rng.choice(WORDS, CAPTION_WORDS))}
+        for index in range(number)
+    ]
+
+
+def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+    layers = np.zeros((size[1], size[0], 3), np.float32)
+    for cells, strength in ((4, 70), (16, 40), (64, 20)):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        layers += strength / 128 * (np.asarray(noise.resize(size, Image.Resampling.BICUBIC), np.float32) - 128)
+    grain = rng.normal(0, 6, (size[1], size[0], 1)).astype(np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(128 + layers + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _reader(image_size: int, workers: int) -> Reader:
+    vision = ViTConfig(image_size=image_size, patch_size=image_size // 14, class_token=False)
+    model = ModelConfig(vision=vision, projector=PixelShuffleProjectorConfig(factor=2))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    data = DataConfig(task="caption", row_length=320, num_workers=workers, num_threads=1 if workers else cores)
+    return Reader(data, model, ())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m benchmarks.input_pipeline",
+        description="Measure the input pipeline's own rate beside torch's DataLoader doing the same work.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--pictures", type=positive, default=128, metavar="N", help="different ones (default: 128)")
+    parser.add_argument("--picture", type=_size, default=(640, 480), metavar="WxH", help="size (default: 640x480)")
+    parser.add_argument("--image-size", type=_side, default=224, metavar="N", help="side to resize to (default: 224)")
+    parser.add_argument("--workers", type=_count, default=2, metavar="N", help="processes (default: 2; 0: none)")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each (default: 5)")
+    parser.add_argument("--batches", type=positive, default=16, metavar="N", help="timed in a turn (default: 16)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    return parser
+
+
+def _count(text: str) -> int:
+    return positive(text) if text != "0" else 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return positive(width), positive(height)
+
+
+def _side(text: str) -> int:
+    value = positive(text)
+    if value % 28:
+        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 28, in which a tower cuts it")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""JaxFusion's training step of a preset, compiled and ready to be timed."""
+
+import contextlib
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.command_line import environment
+from benchmarks.presets import Preset
+from benchmarks.synthetic import synthetic_batch
+from benchmarks.weights import random_params
+from jaxfusion.batch import Batch
+from jaxfusion.config.run import ParallelConfig, TrainConfig
+from jaxfusion.hardware import find_hardware
+from jaxfusion.models.flops import count_flops
+from jaxfusion.models.vlm import build
+from jaxfusion.parallel import make_parallel
+from jaxfusion.planning import read_program
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import create_state
+from jaxfusion.training.step import train_step
+
+LEARNING_RATE = 1e-5  # at which random weights stay finite for as long as anyone times them
+CLIP_NORM = 1.0
+WEIGHT_DECAY = 0.05
+WARM_UP = 2  # steps
+
+OPTIMIZER = TrainConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM, weight_decay=WEIGHT_DECAY, warmup_steps=1)
+
+
+class Ours:
+    """The step on all local devices. The batch is on them already: reading and copying data is in no step's time.
+
+    loss: of the first step, at the parameters that every peer begins with.
+    """
+
+    def __init__(self, preset: Preset, strategy: str = "mesh"):
+        self.preset = preset
+        self.parallel = make_parallel(ParallelConfig(strategy=strategy))
+        self.parallel.check_batch_size("--batch-size", preset.batch_size)
+        model, optimizer = build(preset.model), make_optimizer(OPTIMIZER)
+        self.host_batch = synthetic_batch(preset)
+        self.batch = self.parallel.put_batch(self.host_batch)
+        state = create_state(model, optimizer, jax.random.key(0), preset.trainable, random_params(model))
+        self.parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        state = self.parallel.put_state(state)
+
+        start = time.perf_counter()
+        lowered = self.parallel.compile(partial(train_step, model, optimizer), donate=True).lower(state, self.batch)
+        traced = time.perf_counter()
+        self.step = lowered.compile()
+        self.trace_seconds, self.compile_seconds = traced - start, time.perf_counter() - traced
+
+        self.state, metrics = self.step(state, self.batch)
+        self.loss = float(jax.device_get(self.parallel.unreplicate(metrics))["loss"])
+        for _ in range(WARM_UP - 1):
+            self.state, self.waiting = self.step(self.state, self.batch)
+
+    def seconds(self, steps: int, profile: Path | None = None) -> list[float]:
+        """From one step's end to the next one's. As in the training loop the host waits for a step after it has sent
+        the next one, so that the device never waits for the host."""
+        ends = []
+        with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
+            for _ in range(steps + 1):
+                self.state, metrics = self.step(self.state, self.batch)
+                jax.block_until_ready(self.waiting)
+                ends.append(time.perf_counter())
+                self.waiting = metrics
+            jax.block_until_ready(self.waiting)
+        return np.diff(ends).tolist()
+
+    def facts(self) -> dict[str, Any]:
+        """What the step is, whatever the time it takes."""
+        preset = self.preset
+        return {
+            "strategy": type(self.parallel).__name__.removesuffix("Parallel").lower(),
+            "dtype": preset.model.dtype,
+            "attention": preset.model.attention,
+            "parameters": self.parameters,
+            "batch": batch_shape(self.host_batch),
+            "trace_seconds": self.trace_seconds,
+            "compile_seconds": self.compile_seconds,
+            "loss": self.loss,
+            "flops": flops_of(preset, self.host_batch),
+            "memory": self._peak_memory(),
+            "environment": environment(),
+        }
+
+    def _peak_memory(self) -> dict[str, Any]:
+        """Of one device."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats:
+            return {"bytes": stats["peak_bytes_in_use"], "source": "the device's allocator"}
+        return {"bytes": read_program(self.step).total_bytes, "source": "XLA's plan of the step"}
+
+
+def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
+    """Operations of a training step: XLA's count of the program, and the model's own (`jaxfusion.models.flops`).
+
+    XLA counts a loop's body once, however often it runs. So its count is taken of the same step with the layers laid
+    out one after the other, before compilation, and with attention written out (a library call has no count); the
+    model's count that belongs beside it is the dense one. `loops` says that XLA found others: then its count is short.
+    """
+    unrolled = {
+        name: replace(stack, scan_layers=False)
+        for name in ("vision", "encoder", "decoder")
+        if hasattr(stack := getattr(preset.model, name), "scan_layers")
+    }
+    model = build(replace(preset.model, attention="xla", **unrolled))
+    optimizer = make_optimizer(OPTIMIZER)
+    create = partial(create_state, model, optimizer, trainable=preset.trainable)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    lowered = jax.jit(partial(train_step, model, optimizer)).lower(jax.eval_shape(create, jax.random.key(0)), shapes)
+    xla, dense = lowered.cost_analysis()["flops"], count_flops(preset.model, batch, "dense").training
+    return {
+        "xla_unrolled": xla,
+        "model_dense": dense,
+        "model_needed": count_flops(preset.model, batch).training,
+        "xla_to_model_dense": xla / dense,
+        "loops": "stablehlo.while" in lowered.as_text(),
+    }
+
+
+def mfu(flops_per_second: float, facts: dict[str, Any]) -> float | None:
+    """Model FLOP utilisation (Chowdhery et al. 2022); None where the peak for this device and type is not known.
+
+    facts: of `Ours.facts`, and the environment.
+    """
+    card = find_hardware(facts["environment"]["device"]) if facts["dtype"] == "bfloat16" else None
+    return flops_per_second / (card.bf16_flops * facts["environment"]["devices"]) if card else None
+
+
+def batch_shape(batch: Batch) -> dict[str, int]:
+    return {
+        "rows": batch.tokens.shape[0],
+        "row_length": batch.tokens.shape[1],
+        "samples": int(batch.segment_ids.max(axis=1).sum()),
+        "images": 0 if batch.images is None else batch.images.shape[0] * batch.images.shape[1],
+        "tokens": batch.tokens.size,
+        "real_tokens": int((batch.segment_ids > 0).sum()),
+    }
