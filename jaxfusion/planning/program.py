@@ -119,7 +119,7 @@ def _item_bytes(dtype: str) -> int:
 def _kernel(instruction: _Instruction) -> str:
     if instruction.opcode == "custom-call":
         target = re.search(r'custom_call_target="([^"]+)"', instruction.rest)[1]
-        ours = re.search(r' name = "([^"]+)"', instruction.rest) if target == _PALLAS else None
+        ours = re.search(r'\bname = "([^"]+)"', instruction.rest) if target == _PALLAS else None
         return ours[1] if ours else target
     name = instruction.opcode.removesuffix("-start")
     kind = re.search(r'"fusion_backend_config":\{"kind":"(__[^"]+)"', instruction.rest)

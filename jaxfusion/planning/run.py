@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
-from jaxfusion.config.model import AddFusionConfig, FeaturesConfig, LookupConfig, PlaceFusionConfig
-from jaxfusion.data.packing import pack
+from jaxfusion.config.model import AddFusionConfig, PlaceFusionConfig
+from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
@@ -22,7 +23,6 @@ from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
-from jaxfusion.training.step import train_step
 
 # Of a card's memory; CUDA's context and the libraries' own buffers have the rest.
 USABLE = 0.95
@@ -44,7 +44,7 @@ class RunPlan:
     optimizer: int
     batch: int
     program: Program
-    flops: int
+    flops: float
 
     @property
     def share(self) -> float:
@@ -82,12 +82,15 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     if rows % mesh.size:
         raise UserError(f"config.train.batch_size: {rows} rows cannot be shared evenly by {mesh.size} devices")
     model, optimizer, settings = build(config.model), make_optimizer(config.train), config.train
-    new_state = partial(create_state, model, optimizer, trainable=settings.trainable)
-    state = jax.eval_shape(new_state, jax.random.key(0))
-    step = partial(train_step, model, optimizer, z_loss=settings.z_loss, label_smoothing=settings.label_smoothing)
+    kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
     row = full_rows(config, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
-    where = {"hardware": config.plan.hardware, "topology": config.plan.topology}
+    step, where = (
+        make_step(model, optimizer, settings),
+        {"hardware": config.plan.hardware, "topology": config.plan.topology},
+    )
+    paths = traverse_util.flatten_dict(split(state.params, settings.trainable)[0], sep="/").keys()
     program = read_program(compile_for(step, state, batch, **where))
     return RunPlan(
         card=card,
@@ -97,7 +100,7 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
         optimizer=_bytes(state) - _bytes(state.params),
         batch=_bytes(batch) // mesh.size,
         program=program,
-        flops=rows * count_flops(config.model, row).training,
+        flops=rows * count_flops(config.model, row, trainable=paths).training,
     )
 
 
@@ -138,10 +141,11 @@ def next_rows(known: dict[int, int], unit: int, limit: float) -> int | None:
 
 
 def full_rows(config: Config, rows: int) -> Batch:
-    """A Batch of NumPy arrays in the run's shapes: rows without padding, each with as many images as it has slots."""
-    model, length = config.model, config.data.row_length
-    slots = 1 if model.vision is not None and "image" in config.data.modalities else 0
-    place, column = slots * model.tokens_per_image, np.arange(length)
+    """A Batch of NumPy arrays in the run's shapes: rows without padding, with an image in each of their slots."""
+    model, data = config.model, config.data
+    slots = ImageSlots.of(model, (data.images_per_row or 1) if "image" in data.modalities else 0)
+    number, length = slots.number if slots else 0, data.row_length
+    place, column = number * model.tokens_per_image, np.arange(length)
     if isinstance(model.fusion, PlaceFusionConfig):
         index = np.where(column < place, column, -1)
         if place > length:
@@ -149,26 +153,16 @@ def full_rows(config: Config, rows: int) -> Batch:
                 f"config.data.row_length: a row's images take {place} positions and it has {length}; raise it"
             )
     else:
-        index = np.full(length, 0 if slots and isinstance(model.fusion, AddFusionConfig) else -1)
+        index = np.full(length, 0 if number and isinstance(model.fusion, AddFusionConfig) else -1)
     segment = Segment(
         tokens=np.zeros(length, np.int32),
         targets=np.zeros(length, np.int32),
         loss_weights=(column >= place).astype(np.float32),
         prompt_mask=column < place,
         visual_index=index.astype(np.int32),
-        images=[_image(config) for _ in range(slots)],
+        images=[np.zeros(slots.shape, slots.dtype) for _ in range(number)],
     )
-    return pack([[segment]] * rows, length, model.tokens_per_image)
-
-
-def _image(config: Config) -> np.ndarray:
-    match config.model.vision:
-        case LookupConfig():
-            return np.zeros((), np.int32)
-        case FeaturesConfig(num_tokens=num_tokens, feature_width=width):
-            return np.zeros((num_tokens, width), np.float32)
-        case vision:
-            return np.zeros((vision.image_size, vision.image_size, 3), np.uint8)
+    return pack([[segment]] * rows, length, model.tokens_per_image, slots, packed=data.packing != "none")
 
 
 def _settled(config: Config) -> Config:

@@ -1,11 +1,16 @@
 """One training step and one evaluation step, pure functions that run on one device, a mesh or under pmap."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import Batch
+from jaxfusion.config.run import TrainConfig
 from jaxfusion.models.remat import Remat, rematerialised
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
@@ -82,6 +87,12 @@ def train_step(
         **sizes,
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def make_step(model: Model, optimizer: optax.GradientTransformation, settings: TrainConfig) -> Callable[..., Any]:
+    """`train_step` of a run: what is left are the state, the batch and the axis name."""
+    names = ("z_loss", "label_smoothing", "remat", "accumulate")
+    return partial(train_step, model, optimizer, **{name: getattr(settings, name) for name in names})
 
 
 def _parts(batch: Batch, count: int) -> Batch:
