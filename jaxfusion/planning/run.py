@@ -86,12 +86,9 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
     row = full_rows(config, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
-    step, where = (
-        make_step(model, optimizer, settings),
-        {"hardware": config.plan.hardware, "topology": config.plan.topology},
-    )
+    where = {"hardware": config.plan.hardware, "topology": config.plan.topology}
     paths = traverse_util.flatten_dict(split(state.params, settings.trainable)[0], sep="/").keys()
-    program = read_program(compile_for(step, state, batch, **where))
+    program = read_program(compile_for(make_step(model, optimizer, settings), state, batch, **where))
     return RunPlan(
         card=card,
         devices=mesh.size,
