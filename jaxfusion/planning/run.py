@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
@@ -24,7 +23,7 @@ from jaxfusion.planning.program import Program, read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
-from jaxfusion.training.trainable import split
+from jaxfusion.training.trainable import trained_paths
 
 # Of a card's memory; CUDA's context and the libraries' own buffers have the rest.
 USABLE = 0.95
@@ -88,7 +87,7 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     state = jax.eval_shape(new_state, jax.random.key(0))
     options = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing, "remat": settings.remat}
     step = partial(train_step, model, optimizer, **options)
-    trains = traverse_util.flatten_dict(split(state.params, settings.trainable)[0], sep="/")
+    trained = trained_paths(state.params, settings.trainable)
     row = full_rows(config, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
     where = {"hardware": config.plan.hardware, "topology": config.plan.topology}
@@ -101,7 +100,7 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
         optimizer=_bytes(state) - _bytes(state.params),
         batch=_bytes(batch) // mesh.size,
         program=program,
-        flops=rows * count_flops(config.model, row, trainable=trains).training,
+        flops=rows * count_flops(config.model, row, trainable=trained).training,
     )
 
 

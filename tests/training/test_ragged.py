@@ -1,4 +1,4 @@
-"""Samples of many lengths, with and without images: one compilation serves them all, and a run that needs more says so."""
+"""Samples of many lengths, with images and without: one compilation serves them, and a run that needs more says so."""
 
 import contextlib
 import io
@@ -89,15 +89,12 @@ def test_ragged_samples_compile_nothing_after_the_first_steps(tmp_path, packed):
     assert 0 < counts[0] == counts[1] == counts[2]
     assert [row["compilations"] for row in rows] == [1] * STEPS
     assert "compiled again" not in output
-    assert (
-        len({row["useful_tokens"] for row in rows[1:]}) > 3 and len({row["images_per_second"] for row in rows[1:]}) > 3
-    )
+    for name in ("useful_tokens", "filled_image_slots"):
+        assert len({row[name] for row in rows[1:]}) > 3
 
 
 def test_batches_of_changing_shapes_are_named_in_one_line(tmp_path):
     counts, rows, output = run(Ragged(True, slots=lambda step: SLOTS + (step == 6)), tmp_path)
     assert counts[1] > counts[0] and rows[-1]["compilations"] == 2
     (line,) = [line for line in output.splitlines() if "compiled again" in line]
-    assert line.startswith(
-        "step 6 had to be compiled again: images float32[2, 3, 1, 4] -> float32[2, 4, 1, 4], image_seg"
-    )
+    assert line.startswith("step 6 had to be compiled again: images float32[2, 3, 1, 4] -> float32[2, 4, 1, 4], ")
