@@ -24,6 +24,7 @@ from jaxfusion.planning import read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
+from jaxfusion.training.trainable import trained_paths
 
 LEARNING_RATE = 1e-5  # at which random weights stay finite for as long as anyone times them
 CLIP_NORM = 1.0
@@ -115,12 +116,14 @@ def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
     optimizer = make_optimizer(OPTIMIZER)
     create = partial(create_state, model, optimizer, trainable=preset.trainable)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    lowered = jax.jit(partial(train_step, model, optimizer)).lower(jax.eval_shape(create, jax.random.key(0)), shapes)
-    xla, dense = lowered.cost_analysis()["flops"], count_flops(preset.model, batch, "dense").training
+    state = jax.eval_shape(create, jax.random.key(0))
+    lowered = jax.jit(partial(train_step, model, optimizer)).lower(state, shapes)
+    count = partial(count_flops, preset.model, batch, trainable=trained_paths(state.params, preset.trainable))
+    xla, dense = lowered.cost_analysis()["flops"], count("dense").training
     return {
         "xla_unrolled": xla,
         "model_dense": dense,
-        "model_needed": count_flops(preset.model, batch).training,
+        "model_needed": count().training,
         "xla_to_model_dense": xla / dense,
         "loops": "stablehlo.while" in lowered.as_text(),
     }

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
@@ -23,6 +22,8 @@ from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
+from jaxfusion.training.step import make_step
+from jaxfusion.training.trainable import trained_paths
 
 # Of a card's memory; CUDA's context and the libraries' own buffers have the rest.
 USABLE = 0.95
@@ -87,7 +88,7 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     row = full_rows(config, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
     where = {"hardware": config.plan.hardware, "topology": config.plan.topology}
-    paths = traverse_util.flatten_dict(split(state.params, settings.trainable)[0], sep="/").keys()
+    trained = trained_paths(state.params, settings.trainable)
     program = read_program(compile_for(make_step(model, optimizer, settings), state, batch, **where))
     return RunPlan(
         card=card,
@@ -97,7 +98,7 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
         optimizer=_bytes(state) - _bytes(state.params),
         batch=_bytes(batch) // mesh.size,
         program=program,
-        flops=rows * count_flops(config.model, row, trainable=paths).training,
+        flops=rows * count_flops(config.model, row, trainable=trained).training,
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import traverse_util
 
 from jaxfusion.config import Config
 from jaxfusion.errors import UserError
@@ -26,7 +25,7 @@ from jaxfusion.training.profile import Trace
 from jaxfusion.training.progress import Progress
 from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import make_step
-from jaxfusion.training.trainable import split
+from jaxfusion.training.trainable import trained_paths
 
 
 def train(
@@ -81,8 +80,8 @@ def train(
             counted_compilations() as compilations,
             Trace(profile, first + 1, settings.num_steps) as trace,
         ):
-            trains = traverse_util.flatten_dict(split(state.params, settings.trainable)[0], sep="/")
-            window = Window(log.seconds, Meters.of_devices(model.config, trains))
+            trained = trained_paths(state.params, settings.trainable)
+            window = Window(log.seconds, Meters.of_devices(model.config, trained))
             recompilations = Recompilations()
 
             def finish(step: int, metrics: Any, waited: float) -> None:

@@ -1,6 +1,6 @@
 """What a run's steps come to on its devices: rates, shares of room and time that were of use, model FLOPs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,15 @@ class Meters:
     """trainable: paths of the parameters that train. peak_flops: of all devices; None where nobody knows it."""
 
     config: ModelConfig
-    trainable: Collection[str]
+    trainable: frozenset[str]
     peak_flops: float | None = None
 
     @classmethod
-    def of_devices(cls, config: ModelConfig, trainable: Collection[str]) -> "Meters":
+    def of_devices(cls, config: ModelConfig, trainable: frozenset[str]) -> "Meters":
         """On all local devices. The peaks that are known are bfloat16's, so in float32 there is none."""
         devices = jax.local_devices()
         card = find_hardware(devices[0].device_kind) if config.dtype == "bfloat16" else None
-        return cls(config, frozenset(trainable), card and card.bf16_flops * len(devices))
+        return cls(config, trainable, card and card.bf16_flops * len(devices))
 
     def read(self, sizes: Mapping[str, float], steps: int, seconds: float, waited: float) -> dict[str, float]:
         """Rates and shares of `steps` steps.

@@ -28,6 +28,11 @@ def split(params: Params, globs: Sequence[str]) -> tuple[Params, Params]:
     return trainable, frozen
 
 
+def trained_paths(params: Params, globs: Sequence[str]) -> frozenset[str]:
+    """The paths of the parameters that train, as `split` has them."""
+    return frozenset(traverse_util.flatten_dict(split(params, globs)[0], sep="/"))
+
+
 def join(trainable: Params, frozen: Params) -> Params:
     """The inverse of `split`."""
     leaves = traverse_util.flatten_dict(trainable, sep="/") | traverse_util.flatten_dict(frozen, sep="/")
@@ -62,7 +67,7 @@ def _check_fits(setting: str, glob: str, paths: Iterable[str], kind: str) -> Non
 
 def check_only_adapters_train(params: Params, globs: Sequence[str]) -> None:
     """Raises UserError where something else trains as well, which adapters alone do not hold."""
-    for path in traverse_util.flatten_dict(split(params, globs)[0], sep="/"):
+    for path in sorted(trained_paths(params, globs)):
         if not is_adapter(path):
             raise UserError(f"config.train.trainable: {path} was trained besides the adapters; export it all, merged")
 

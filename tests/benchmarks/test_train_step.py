@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.ours import flops_of
 from benchmarks.presets import PRESETS
 from benchmarks.synthetic import synthetic_batch
 from benchmarks.train_step import main
@@ -38,6 +39,7 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 
+from benchmarks.ours import flops_of
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.train_step import main
 from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, VGGConfig
@@ -102,6 +104,14 @@ def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_models_own_count_leaves_out_what_is_frozen():
+    preset = PRESETS["tiny_vlm"]
+    frozen = replace(preset, trainable=("projector/*",))
+    flops = flops_of(frozen, synthetic_batch(frozen))
+    assert 1 < flops["xla_to_model_dense"] < 1.15
+    assert flops["model_needed"] < flops["model_dense"]
 
 
 @pytest.mark.parametrize("fusion", ["place", "add", "cross-attention"])

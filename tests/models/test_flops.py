@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import (
@@ -40,7 +39,7 @@ from jaxfusion.training.losses import loss
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
-from jaxfusion.training.trainable import split
+from jaxfusion.training.trainable import trained_paths
 from tests.references import random_packing, visibility
 
 # XLA counts norms, activations and softmax too, never less than the products that we count.
@@ -228,9 +227,8 @@ def step_and_count(config: ModelConfig, trainable: tuple[str, ...]) -> tuple[jax
     images = np.zeros((4, 1, *[config.vision.image_size] * 2, 3), np.uint8)
     batch = Batch.from_tokens(np.zeros((4, 128), np.int32), images)
     state = jax.eval_shape(lambda: create_state(model, optimizer, jax.random.key(0), trainable))
-    paths = traverse_util.flatten_dict(split(state.params, trainable)[0], sep="/")
     step = jax.jit(partial(train_step, model, optimizer)).lower(state, batch)
-    return step, count_flops(config, batch, "dense", trainable=paths)
+    return step, count_flops(config, batch, "dense", trainable=trained_paths(state.params, trainable))
 
 
 @pytest.mark.parametrize("trainable", [("*",), ("projector/*",)])

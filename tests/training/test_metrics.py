@@ -13,7 +13,7 @@ METERS = Meters(
     ModelConfig(
         width=8, text_embedding=TextEmbeddingConfig(vocab_size=5), vision=FeaturesConfig(num_tokens=2, feature_width=3)
     ),
-    trainable={"projector/linear/kernel"},
+    trainable=frozenset({"projector/linear/kernel"}),
     peak_flops=1e6,
 )
 
