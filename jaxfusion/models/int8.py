@@ -88,7 +88,7 @@ def _product(
     there after all; this keeps what was given.
     """
     y = jnp.tensordot(x, values.astype(x.dtype), num_inputs)
-    return (y * jnp.squeeze(scale, range(num_inputs))).astype(x.dtype)
+    return (y * jnp.squeeze(scale, tuple(range(num_inputs)))).astype(x.dtype)
 
 
 def _forward(num_inputs: int, x: Array, values: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -97,8 +97,8 @@ def _forward(num_inputs: int, x: Array, values: Array, scale: Array) -> tuple[Ar
 
 def _backward(num_inputs: int, kept: tuple[Array, Array], by_y: Array) -> tuple[Array, None, None]:
     values, scale = kept
-    scaled = (by_y * jnp.squeeze(scale, range(num_inputs))).astype(by_y.dtype)
-    outputs = range(num_inputs - values.ndim, 0)
+    scaled = (by_y * jnp.squeeze(scale, tuple(range(num_inputs)))).astype(by_y.dtype)
+    outputs = tuple(range(num_inputs - values.ndim, 0))
     return jnp.tensordot(scaled, values.astype(by_y.dtype), (outputs, outputs)), None, None
 
 

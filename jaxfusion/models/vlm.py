@@ -276,7 +276,7 @@ def _run(model: Model, params: Params, batch: Batch, dropout_rng: Array | None, 
 
 def apply(model: Model, params: Params, *args: Any, **settings: Any) -> Any:
     """`VisualLanguageModel.apply` of the model's module, with its adapters and its kernels in 8 bits."""
-    with int8_products(), adapted(model.config.lora):
+    with adapted(model.config.lora), int8_products():  # outside: an adapter adds to whatever the layer multiplies
         return model.module.apply({"params": params}, *args, **settings)
 
 

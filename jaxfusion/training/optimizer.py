@@ -54,7 +54,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         chosen = _optimizer(config, matrices=False)
     else:
         by_label = {
-            f"{index} {'matrices' if matrices else 'others'}": _optimizer(one, matrices)
+            _label(index, matrices): _optimizer(one, matrices)
             for index, one in enumerate(settings)
             for matrices in (True, False)
         }
@@ -83,9 +83,13 @@ def _labels(params: Params, rules: tuple[OptimizerRule, ...]) -> Params:
 
     def label(path: tuple, _: Any) -> str:
         name = _name(path)
-        return f"{rule_of.get(name, len(rules))} {'others' if matrix_axes(name) is None else 'matrices'}"
+        return _label(rule_of.get(name, len(rules)), matrix_axes(name) is not None)
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _label(rule: int, matrices: bool) -> str:
+    return f"rule_{rule}_{'matrices' if matrices else 'others'}"
 
 
 def _name(path: tuple) -> str:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, TokenClassifierConfig
-from jaxfusion.config.run import TrainConfig
+from jaxfusion.config.run import OptimizerRule, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build
 from jaxfusion.training.checkpoint import Checkpoints, restore_params
@@ -50,6 +50,17 @@ def test_all_of_a_state_and_the_iterator_come_back(tmp_path):
     assert_same(state, at_step(3))
     assert restored_iterator == iterator_state
     assert_same(restore_params(tmp_path, abstract.params), at_step(3).params)
+
+
+def test_the_state_of_several_optimizers_comes_back(tmp_path):
+    rules = (OptimizerRule(globs=("decoder/*",), optimizer="lion"),)
+    optimizer = make_optimizer(TrainConfig(optimizer="muon", rules=rules))
+    state = at_step(2)
+    state = state.replace(opt_state=optimizer.update(state.params, optimizer.init(state.params), state.params)[1])
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(2, state, {})
+        restored, _ = checkpoints.restore_latest(jax.eval_shape(lambda: state))
+    assert_same(restored, state)
 
 
 def test_a_save_in_the_background_is_of_the_state_that_was_given(tmp_path):
