@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
-from jaxfusion.config.model import AddFusionConfig, FeaturesConfig, LookupConfig, PlaceFusionConfig
-from jaxfusion.data.packing import pack
+from jaxfusion.config.model import AddFusionConfig, PlaceFusionConfig
+from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
@@ -138,10 +138,15 @@ def next_rows(known: dict[int, int], unit: int, limit: float) -> int | None:
 
 
 def full_rows(config: Config, rows: int) -> Batch:
-    """A Batch of NumPy arrays in the run's shapes: rows without padding, each with as many images as it has slots."""
+    """A Batch of NumPy arrays in the run's shapes: rows without padding, each with as many images as it has slots.
+
+    That is one where `config.data.images_per_row` leaves it to the data. Where rows are packed the batch says so, which
+    decides on kernels, though one sample fills each.
+    """
     model, length = config.model, config.data.row_length
-    slots = 1 if model.vision is not None and "image" in config.data.modalities else 0
-    place, column = slots * model.tokens_per_image, np.arange(length)
+    seeing = model.vision is not None and "image" in config.data.modalities
+    slots = ImageSlots.of(model, (config.data.images_per_row or 1) if seeing else 0)
+    place, column = slots.number * model.tokens_per_image if slots else 0, np.arange(length)
     if isinstance(model.fusion, PlaceFusionConfig):
         index = np.where(column < place, column, -1)
         if place > length:
@@ -156,19 +161,9 @@ def full_rows(config: Config, rows: int) -> Batch:
         loss_weights=(column >= place).astype(np.float32),
         prompt_mask=column < place,
         visual_index=index.astype(np.int32),
-        images=[_image(config) for _ in range(slots)],
+        images=[np.zeros(slots.shape, slots.dtype)] * slots.number if slots else [],
     )
-    return pack([[segment]] * rows, length, model.tokens_per_image)
-
-
-def _image(config: Config) -> np.ndarray:
-    match config.model.vision:
-        case LookupConfig():
-            return np.zeros((), np.int32)
-        case FeaturesConfig(num_tokens=num_tokens, feature_width=width):
-            return np.zeros((num_tokens, width), np.float32)
-        case vision:
-            return np.zeros((vision.image_size, vision.image_size, 3), np.uint8)
+    return pack([[segment]] * rows, length, model.tokens_per_image, slots, packed=config.data.packing != "none")
 
 
 def _settled(config: Config) -> Config:
