@@ -139,7 +139,11 @@ def next_rows(known: dict[int, int], unit: int, limit: float) -> int | None:
 
 
 def full_rows(config: Config, rows: int) -> Batch:
-    """A Batch of NumPy arrays in the run's shapes: rows without padding, with an image in each of their slots."""
+    """A Batch of NumPy arrays in the run's shapes: rows without padding, with an image in each of their slots.
+
+    That is one where `config.data.images_per_row` leaves it to the data. Where rows are packed the batch says so, which
+    decides on kernels, though one sample fills each.
+    """
     model, data = config.model, config.data
     slots = ImageSlots.of(model, (data.images_per_row or 1) if "image" in data.modalities else 0)
     number, length = slots.number if slots else 0, data.row_length

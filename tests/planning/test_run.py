@@ -89,6 +89,14 @@ def test_full_rows_are_batches_of_the_model(model, positions):
     assert np.sum(batch.visual_index[0] >= 0) == (12 if "add" in str(model) else positions)
 
 
+def test_full_rows_are_packed_and_have_the_images_that_the_config_says():
+    data = {"row_length": 12, "packing": "best-fit", "images_per_row": 2}
+    batch = full_rows(from_dict(Config, {"model": {"vision": VIT, "width": 8}, "data": data}), 3)
+    assert batch.packed
+    assert batch.images.shape[:2] == (3, 2)
+    assert np.sum(batch.visual_index[0] >= 0) == 10
+
+
 def test_a_row_that_is_too_short_for_its_image_is_refused():
     config = from_dict(Config, {"model": {"vision": VIT}, "data": {"row_length": 4}})
     with pytest.raises(UserError, match=r"^config\.data\.row_length: .*take 5 positions and it has 4; raise it$"):
