@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
 from jaxfusion.planning import read_program
+from jaxfusion.pretrained.table import flatten
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
@@ -116,11 +118,14 @@ def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
     create = partial(create_state, model, optimizer, trainable=preset.trainable)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     lowered = jax.jit(partial(train_step, model, optimizer)).lower(jax.eval_shape(create, jax.random.key(0)), shapes)
-    xla, dense = lowered.cost_analysis()["flops"], count_flops(preset.model, batch, "dense").training
+    leaves = flatten(jax.eval_shape(create, jax.random.key(0)).params)
+    trainable = {path for path in leaves if any(fnmatchcase(path, glob) for glob in preset.trainable)}
+    count = partial(count_flops, preset.model, batch, trainable=trainable)
+    xla, dense = lowered.cost_analysis()["flops"], count("dense").training
     return {
         "xla_unrolled": xla,
         "model_dense": dense,
-        "model_needed": count_flops(preset.model, batch).training,
+        "model_needed": count().training,
         "xla_to_model_dense": xla / dense,
         "loops": "stablehlo.while" in lowered.as_text(),
     }
