@@ -74,7 +74,8 @@ def _measure(name: str, args: argparse.Namespace, file: Path) -> dict[str, Any]:
             return json.loads(file.read_text())
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         print(f"{name}: {reason}", flush=True)
-        if not peers:
+        ours = done.returncode == 2 and "--peer" not in reason and not any(peer in reason for peer in peers)
+        if ours or not peers:
             return {"command": f"python -m benchmarks.train_step {' '.join(command)}", "preset": name, "error": reason}
         peers.pop()  # compiled first, then the eager one: what fails in a peer need not cost our own figures
 

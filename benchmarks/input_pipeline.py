@@ -143,7 +143,9 @@ def _reader(image_size: int, workers: int) -> Reader:
     vision = ViTConfig(image_size=image_size, patch_size=image_size // 14, class_token=False)
     model = ModelConfig(vision=vision, projector=PixelShuffleProjectorConfig(factor=2))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    data = DataConfig(task="caption", row_length=320, num_workers=workers, num_threads=1 if workers else cores)
+    data = DataConfig(
+        task="caption", row_length=320, images_per_row=1, num_workers=workers, num_threads=1 if workers else cores
+    )
     return Reader(data, model, ())
 
 

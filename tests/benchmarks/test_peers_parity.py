@@ -1,6 +1,5 @@
-"""Peers have our loss: small models of each architecture that a preset has, and a comparison as it is run."""
+"""Peers have our loss and train what we do: small models of each architecture that a preset has."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +10,6 @@ import pytest
 from benchmarks import peer_torch, peer_transformers
 from benchmarks.presets import PRESETS
 from benchmarks.synthetic import synthetic_batch
-from benchmarks.train_step import main
 from benchmarks.weights import random_params
 from jaxfusion.config.model import LoraConfig
 from jaxfusion.models.vlm import build
@@ -73,20 +71,3 @@ def test_the_plain_tagger_has_our_loss():
     ours = jax.jit(partial(loss, model))(params, synthetic_batch(preset))
     np.testing.assert_allclose(peer.loss, ours, rtol=1e-5)
     assert sum(map(np.size, jax.tree.leaves(params))) == sum(parameter.numel() for parameter in peer.trained)
-
-
-def test_a_comparison_takes_turns_and_appends_its_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    file, results = tmp_path / "result.json", tmp_path / "RESULTS.md"
-    results.write_text("# Before\n")
-    arguments = ["--preset", "tiny_bilstm", "--batch-size", "2", "--peer", "torch", "--rounds", "2", "--steps", "1"]
-    assert main([*arguments, "--json", str(file), "--append", str(results)]) == 0
-    result = json.loads(file.read_text())
-    assert result["command"] in capsys.readouterr().out
-    assert result["ours"]["step_seconds"]["steps"] == result["torch"]["step_seconds"]["steps"] == 2
-    ratio = result["torch"]["step_seconds"]["median"] / result["ours"]["step_seconds"]["median"]
-    assert result["torch_to_ours"] == pytest.approx(ratio)
-    before, table = results.read_text().split("\n\n", 1)
-    assert before == "# Before"
-    assert f"| {ratio:.2f} |" in table
-    assert result["command"] in table

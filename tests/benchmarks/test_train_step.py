@@ -64,7 +64,13 @@ def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
 
 def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(tmp_path):
     path, trace, devices = tmp_path / "result.json", tmp_path / "trace", 2
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Before\n")
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Before\n")
     arguments = ["--steps", "3", "--strategy", "pmap", "--json", str(path), "--profile", str(trace)]
+    arguments += ["--append", str(results)]
+    arguments += ["--append", str(results)]
     done = run(*arguments, devices=devices)
     assert done.returncode == 0, done.stderr
     assert list(trace.rglob("*.xplane.pb"))
@@ -85,6 +91,10 @@ def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(t
     assert ours["mfu"] is None  # nobody knows a CPU's peak
     assert ours["memory"]["bytes"] > 0
     assert 2 < ours["loss"] < 5  # about ln(20)
+    assert results.read_text().startswith("# Before\n\n2 x cpu; host ")
+    assert f"\n\n    {result['command']}\n" in results.read_text()
+    assert results.read_text().startswith("# Before\n\n2 x cpu; host ")
+    assert f"\n\n    {result['command']}\n" in results.read_text()
 
 
 @pytest.mark.parametrize(

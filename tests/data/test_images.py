@@ -199,3 +199,14 @@ def test_resize_takes_height_first_and_leaves_a_fitting_image_alone():
 
 def test_png_round_trip():
     np.testing.assert_array_equal(read_image(encode_png(NOISE)), NOISE)
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_it_must_be():
+    columns, rows = np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 160))
+    pixels = np.stack([columns, rows, 128 + 100 * np.sin(columns / 20)], axis=-1).astype(np.uint8)
+    data = encoded(Image.fromarray(pixels), "JPEG", quality=95)
+    for at_least, shape in ((None, (160, 200)), (161, (160, 200)), (80, (80, 100)), (41, (80, 100)), (40, (40, 50))):
+        assert read_image(data, at_least).shape == (*shape, 3)
+    whole, scaled = (resize_image(read_image(data, at_least), 40).astype(int) for at_least in (None, 40))
+    assert np.abs(whole - scaled).max() <= 6
+    np.testing.assert_array_equal(read_image(encoded(Image.fromarray(pixels)), 40), pixels)  # a PNG stays whole

@@ -66,6 +66,17 @@ def test_it_goes_on_exactly_where_its_state_says(packings):
     assert len(state) < 2000
 
 
+def test_worker_processes_go_on_exactly_too(parts):
+    dataset, reader, tokenizer = with_packing(parts, "best-fit")
+    parts = dataset, replace(reader, data=replace(reader.data, num_workers=1)), tokenizer
+    first, again = iterator(parts), iterator(parts)
+    next(first)
+    again.set_state(first.get_state())
+    assert equal(next(again), next(first))
+    for made in (first, again):
+        made.close()
+
+
 def test_seeds_and_epochs_have_orders_of_their_own(parts):
     dataset, *_ = parts
     one, same, other = iterator(parts), iterator(parts), iterator(parts, seed=1)
