@@ -22,7 +22,7 @@ from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
-from jaxfusion.training.step import train_step
+from jaxfusion.training.step import step_options, train_step
 
 # Of a card's memory; CUDA's context and the libraries' own buffers have the rest.
 USABLE = 0.95
@@ -79,12 +79,14 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     """
     config, rows = _settled(config), rows or config.train.batch_size
     mesh, card = described_mesh(config.plan.hardware, config.plan.topology), HARDWARE[config.plan.hardware]
-    if rows % mesh.size:
-        raise UserError(f"config.train.batch_size: {rows} rows cannot be shared evenly by {mesh.size} devices")
     model, optimizer, settings = build(config.model), make_optimizer(config.train), config.train
-    new_state = partial(create_state, model, optimizer, trainable=settings.trainable)
+    if rows % (mesh.size * settings.accumulate):
+        parts = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+        raise UserError(f"config.train.batch_size: {rows} rows cannot be shared evenly by {mesh.size} devices{parts}")
+    kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    new_state = partial(create_state, model, optimizer, **kept)
     state = jax.eval_shape(new_state, jax.random.key(0))
-    step = partial(train_step, model, optimizer, z_loss=settings.z_loss, label_smoothing=settings.label_smoothing)
+    step = partial(train_step, model, optimizer, **step_options(settings))
     row = full_rows(config, 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
     where = {"hardware": config.plan.hardware, "topology": config.plan.topology}
@@ -106,7 +108,7 @@ def largest_batch(config: Config, first: RunPlan) -> Iterator[RunPlan]:
 
     The search goes by the straight line through what it knows, and ends within a fiftieth, or a row a card.
     """
-    plans, unit = {first.rows: first}, first.devices
+    plans, unit = {first.rows: first}, first.devices * config.train.accumulate
     limit = USABLE * first.card.memory_bytes
     for _ in range(MAX_COMPILATIONS):
         rows = next_rows({rows: plan.program.total_bytes for rows, plan in plans.items()}, unit, limit)

@@ -25,7 +25,7 @@ from jaxfusion.training.prefetch import Prefetch
 from jaxfusion.training.profile import Trace
 from jaxfusion.training.progress import Progress
 from jaxfusion.training.state import TrainState, create_state
-from jaxfusion.training.step import train_step
+from jaxfusion.training.step import step_options, train_step
 from jaxfusion.training.trainable import split
 
 
@@ -57,8 +57,7 @@ def train(
     learning_rate = learning_rate_schedule(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
-    options = {name: getattr(settings, name) for name in ("z_loss", "label_smoothing", "remat", "accumulate")}
-    step_fn = parallel.compile(partial(train_step, model, optimizer, **options), donate=True)
+    step_fn = parallel.compile(partial(train_step, model, optimizer, **step_options(settings)), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
         restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))

@@ -1,11 +1,14 @@
 """One training step and one evaluation step, pure functions that run on one device, a mesh or under pmap."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import Batch
+from jaxfusion.config.run import TrainConfig
 from jaxfusion.models.remat import Remat, rematerialised
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
@@ -82,6 +85,11 @@ def train_step(
         **sizes,
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def step_options(config: TrainConfig) -> dict[str, Any]:
+    """What of a run's settings `train_step` takes."""
+    return {name: getattr(config, name) for name in ("z_loss", "label_smoothing", "remat", "accumulate")}
 
 
 def _parts(batch: Batch, count: int) -> Batch:
