@@ -52,7 +52,9 @@ class Ours:
         state = self.parallel.put_state(state)
 
         start = time.perf_counter()
-        lowered = self.parallel.compile(partial(train_step, model, optimizer), donate=True).lower(state, self.batch)
+        lowered = self.parallel.compile(partial(train_step, model, optimizer, remat=preset.remat), donate=True).lower(
+            state, self.batch
+        )
         traced = time.perf_counter()
         self.step = lowered.compile()
         self.trace_seconds, self.compile_seconds = traced - start, time.perf_counter() - traced

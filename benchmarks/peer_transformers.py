@@ -25,6 +25,8 @@ def make_peer(preset: Preset, *, compiled: bool) -> Peer:
     with DEVICE:
         model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     model = _freeze(model, _fill(model, preset), preset)
+    if preset.remat != "none":  # the one choice there is: a layer is computed again as a whole
+        model.gradient_checkpointing_enable()
     vision = preset.model.vision
     padded = pad(synthetic_batch(preset), config.image_token_id, shifted=True, mean=vision.mean, std=vision.std)
     inputs = {name: value.to(DEVICE) for name, value in _inputs(padded, config.model_type).items()}

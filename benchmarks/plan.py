@@ -31,7 +31,11 @@ def plan(preset: Preset, hardware: str, devices: int = 1) -> dict[str, Any]:
     create = partial(create_state, model, optimizer, trainable=preset.trainable)
     state = jax.eval_shape(create, jax.random.key(0))
     compiled = compile_for(
-        partial(train_step, model, optimizer), state, batch, hardware=hardware, topology=f"1x1x{devices}"
+        partial(train_step, model, optimizer, remat=preset.remat),
+        state,
+        batch,
+        hardware=hardware,
+        topology=f"1x1x{devices}",
     )
     program = read_program(compiled)
     found = vars(program) | {"total_bytes": program.total_bytes, "arrays": dict(list(program.arrays.items())[:5])}

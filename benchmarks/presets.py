@@ -13,6 +13,7 @@ from jaxfusion.config.model import (
     TokenClassifierConfig,
 )
 from jaxfusion.config.presets import PRESETS as SIZES
+from jaxfusion.models.remat import Remat
 from jaxfusion.pretrained.families import FAMILIES
 
 
@@ -21,7 +22,7 @@ class Preset:
     """A model, what of it trains, and the shape of its batches.
 
     checkpoint:       config.json of the same model in transformers; None where that has none.
-    trainable:        globs over parameter paths, as in `config.train.trainable`.
+    trainable, remat: as in `config.train`.
     batch_size:       rows a step, over all devices.
     row_length:       positions in a row, visual tokens included.
     images_per_row:   a multiple of segments_per_row, which share them out.
@@ -34,6 +35,7 @@ class Preset:
     model: ModelConfig
     checkpoint: Json | None = None
     trainable: tuple[str, ...] = ("*",)
+    remat: Remat = "none"
     batch_size: int
     row_length: int
     images_per_row: int = 1
@@ -94,6 +96,7 @@ _LLAVA_7B = Preset(
     model=_read(LLAVA_7B),
     checkpoint=LLAVA_7B,
     trainable=("text_embedding/*", "projector/*", "decoder/*", "output/*"),
+    remat="attention",
     batch_size=8,
     row_length=1024,
     shortest=0.7,

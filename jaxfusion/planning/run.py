@@ -18,6 +18,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
+from jaxfusion.parallel import MeshParallel
 from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
 from jaxfusion.training.optimizer import make_optimizer
@@ -80,9 +81,8 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     """
     config, rows = _settled(config), rows or config.train.batch_size
     mesh, card = described_mesh(config.plan.hardware, config.plan.topology), HARDWARE[config.plan.hardware]
-    if rows % mesh.size:
-        raise UserError(f"config.train.batch_size: {rows} rows cannot be shared evenly by {mesh.size} devices")
     model, optimizer, settings = build(config.model), make_optimizer(config.train), config.train
+    MeshParallel(mesh).check_batch_size("config.train.batch_size", rows, settings.accumulate)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
     row = full_rows(config, 1)
@@ -107,7 +107,7 @@ def largest_batch(config: Config, first: RunPlan) -> Iterator[RunPlan]:
 
     The search goes by the straight line through what it knows, and ends within a fiftieth, or a row a card.
     """
-    plans, unit = {first.rows: first}, first.devices
+    plans, unit = {first.rows: first}, first.devices * config.train.accumulate
     limit = USABLE * first.card.memory_bytes
     for _ in range(MAX_COMPILATIONS):
         rows = next_rows({rows: plan.program.total_bytes for rows, plan in plans.items()}, unit, limit)

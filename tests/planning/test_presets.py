@@ -28,7 +28,8 @@ def test_a_large_step_is_fused_and_fits(name):
     model, optimizer = build(preset.model), make_optimizer(TrainConfig())
     new_state = partial(create_state, model, optimizer, trainable=preset.trainable)
     batch, state = synthetic_batch(preset), jax.eval_shape(new_state, jax.random.key(0))
-    program = read_program(compile_for(partial(train_step, model, optimizer), state, batch, hardware="h200"))
+    step = partial(train_step, model, optimizer, remat=preset.remat)
+    program = read_program(compile_for(step, state, batch, hardware="h200"))
 
     config = model.config
     assert isinstance(config.vision, ViTConfig)
