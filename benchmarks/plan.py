@@ -30,14 +30,8 @@ def plan(preset: Preset, hardware: str, devices: int = 1) -> dict[str, Any]:
     model, optimizer = build(config), make_optimizer(OPTIMIZER)
     create = partial(create_state, model, optimizer, trainable=preset.trainable)
     state = jax.eval_shape(create, jax.random.key(0))
-    compiled = compile_for(
-        partial(train_step, model, optimizer, remat=preset.remat),
-        state,
-        batch,
-        hardware=hardware,
-        topology=f"1x1x{devices}",
-    )
-    program = read_program(compiled)
+    step = partial(train_step, model, optimizer, remat=preset.remat)
+    program = read_program(compile_for(step, state, batch, hardware=hardware, topology=f"1x1x{devices}"))
     found = vars(program) | {"total_bytes": program.total_bytes, "arrays": dict(list(program.arrays.items())[:5])}
     fits = program.total_bytes <= USABLE * card.memory_bytes
     return {"target": card.device_kind, "devices": devices, "fits": fits, "batch": batch_shape(batch), **found}
