@@ -164,11 +164,13 @@ def test_packed_rows_give_each_sample_the_logits_and_gradients_it_has_alone(name
             both = packed_logits[packed.segment_ids > 0], logits[apart.segment_ids > 0]
             np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5 * np.abs(both[1]).max())
             assert packed_loss == pytest.approx(loss, rel=1e-5)
+            # Softmax takes no notice of a bias on all keys, so without rotary positions its gradient is rounding alone.
+            rounding = 1e-7 * np.sqrt(sum(np.sum(np.square(b)) for b in jax.tree.leaves(gradients)))
             for (path, a), b in zip(
                 jax.tree_util.tree_leaves_with_path(packed_gradients), jax.tree.leaves(gradients), strict=True
             ):
-                error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
-                assert error < 1e-5, (jax.tree_util.keystr(path), error)
+                error = np.linalg.norm(a - b)
+                assert error < 1e-5 * np.linalg.norm(b) + rounding, (jax.tree_util.keystr(path), error)
 
 
 @pytest.mark.parametrize("name", ["prefix", "add", "cross-attention"])
