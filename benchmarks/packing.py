@@ -4,11 +4,12 @@ python -m benchmarks.packing
 """
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ import numpy as np
 
 from benchmarks.command_line import Parser, environment, positive, show
 from benchmarks.mixed import MixedReader
-from jaxfusion.batch import Batch
 from jaxfusion.config.model import (
     ModelConfig,
     PixelShuffleProjectorConfig,
@@ -38,7 +38,7 @@ from jaxfusion.parallel import make_parallel, use_cpu_cores
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.optimizer import make_optimizer
-from jaxfusion.training.prefetch import prefetch
+from jaxfusion.training.prefetch import Prefetch
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
 
@@ -153,11 +153,14 @@ def measure(sizes: np.ndarray, row_length: int, rows: int, num_samples: int, rou
         "packed": (_data("best-fit", row_length, slots), rows),
         "padded": (_data("none", longest, most), padded_rows),
     }
-    trainings = {name: Training(data, size, steps * rounds) for name, (data, size) in sides.items()}
     rates = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, training in trainings.items():
-            rates[name].append(training.run(steps))
+    with contextlib.ExitStack() as stack:
+        trainings = {
+            name: stack.enter_context(Training(data, size, steps * rounds)) for name, (data, size) in sides.items()
+        }
+        for _ in range(rounds):
+            for name, training in trainings.items():
+                rates[name].append(training.run(steps))
     ratios = np.divide(rates["packed"], rates["padded"])
     curves = {name: training.curve(points=10) for name, training in trainings.items()}
     apart = np.abs(np.subtract(curves["packed"], curves["padded"]))[1:] / curves["padded"][1:]
@@ -179,7 +182,7 @@ def _data(packing: str, row_length: int, slots: int) -> DataConfig:
 
 
 class Training:
-    """A model in training on the mixed workload, compiled and warm."""
+    """A model in training on the mixed workload, compiled and warm. A context manager that stops the reading."""
 
     def __init__(self, data: DataConfig, rows: int, num_steps: int) -> None:
         self.samples, self._seen, self._losses, self._weights = 0, [], [], []
@@ -190,16 +193,22 @@ class Training:
         new_state = jax.jit(partial(create_state, model, optimizer))
         self._step = parallel.compile(partial(train_step, model, optimizer), donate=True)
         iterator = train_iterator(range(NUM_RECORDS), MixedReader(data, MODEL), byte_tokenizer(), rows, seed=0)
-        self._batches: Iterator[tuple[Batch, Any]] = prefetch(iterator, parallel.put_batch)
-        batch, _ = next(self._batches)
+        self._batches = Prefetch(iterator, parallel.put_batch)
+        (batch, _), _ = self._batches.take()
         jax.block_until_ready(self._step(parallel.put_state(new_state(jax.random.key(0))), batch))
         self._state = parallel.put_state(new_state(jax.random.key(0)))
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batches.__exit__()
 
     def run(self, steps: int) -> float:
         """Trains so many steps; returns samples a second."""
         start, before, unread = time.perf_counter(), self.samples, []
         for _ in range(steps):
-            batch, _ = next(self._batches)
+            (batch, _), _ = self._batches.take()
             self._state, metrics = self._step(self._state, batch)
             unread.append(metrics)
         for metrics in jax.device_get(unread):

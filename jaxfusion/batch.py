@@ -79,13 +79,3 @@ class Batch:
             image_segment_ids=None if images is None else jnp.ones(images.shape[:2], jnp.int32),
             packed=False,
         )
-
-
-def useful_shares(batch: Batch) -> tuple[Float[HostOrDevice, ""], Float[HostOrDevice, ""]]:
-    """The share of positions that are not padding, and of image slots that hold an image (1 where there are none).
-
-    Of the rows that are given: under pmap those of one device, all of which have as many, so that a mean adds them up.
-    """
-    slots = batch.image_segment_ids
-    tokens = jnp.mean(batch.segment_ids > 0, dtype=jnp.float32)
-    return tokens, jnp.ones(()) if slots is None or slots.size == 0 else jnp.mean(slots > 0, dtype=jnp.float32)

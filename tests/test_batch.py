@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxfusion.batch import Batch, useful_shares
+from jaxfusion.batch import Batch
 
 IMAGE = 7
 NUM_ROWS, NUM_TOKENS, NUM_IMAGES = 16, 11, 3
@@ -118,11 +118,3 @@ def test_a_field_of_another_shape_or_dtype_is_refused():
     with pytest.raises(TypeCheckError, match="tokens"):
         Batch.from_tokens(np.ones((2, 3), np.float32))
     assert jax.tree.map(lambda leaf: leaf.shape, batch).tokens == (2, 3)
-
-
-def test_useful_shares_are_of_positions_and_of_image_slots():
-    images = np.zeros((2, 4, 1, 1, 3), np.uint8)
-    batch = Batch.from_tokens(np.ones((2, 5), np.int32), images, lengths=np.array([5, 2]))
-    batch = batch.replace(image_segment_ids=np.array([[1, 1, 1, 0], [0, 0, 0, 0]], np.int32))
-    assert [float(share) for share in jax.jit(useful_shares)(batch)] == pytest.approx([0.7, 0.375])
-    assert float(useful_shares(batch.replace(images=None, image_segment_ids=None))[1]) == 1.0
