@@ -17,7 +17,7 @@ from jaxfusion.config.model import LookupConfig, ModelConfig, TextEmbeddingConfi
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build
-from jaxfusion.parallel import make_parallel
+from jaxfusion.parallel import MeshParallel, make_parallel
 from jaxfusion.planning import read_program
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.optimizer import make_optimizer
@@ -140,7 +140,7 @@ def test_rows_that_cannot_be_shared_evenly_are_refused(results):
 
 
 def test_one_device_takes_any_number_of_rows_but_none():
-    parallel = make_parallel(ParallelConfig())
+    parallel = MeshParallel(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))  # however many there are
     parallel.check_batch_size("config.train.batch_size", 7)
     with pytest.raises(UserError, match=r"config\.train\.batch_size: 0 rows"):
         parallel.check_batch_size("config.train.batch_size", 0)
