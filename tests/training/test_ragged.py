@@ -43,8 +43,8 @@ class Ragged:
         visual_index = np.full(shape, -1)
         for row in range(ROWS):
             start = images = number = 0
-            while start < LENGTH and (self.packed or number == 0):
-                size, seen, number = min(rng.integers(2, 9), LENGTH - start), rng.integers(0, 3), number + 1
+            while start <= LENGTH - 8 and (self.packed or number == 0):
+                size, seen, number = rng.integers(2, 9), rng.integers(0, 3), number + 1
                 seen = min(seen, slots - images, size)
                 segment_ids[row, start : start + size] = number
                 positions[row, start : start + size] = np.arange(size)
