@@ -32,7 +32,7 @@ def test_a_call_goes_on_with_what_is_missing_and_compares_in_turn(tmp_path, caps
     }
     table = (tmp_path / "RESULTS.md").read_text()
     assert "| vlm_1b | 75% | 500 ms (400 to 600) | 10 | 52.5% | 2 GB |" in table
-    assert f"| {ratio:.2f} |" in table
+    assert f"| {ratio:.2f} ({result['torch_to_ours_lower_quartile']:.2f}) |" in table
     assert "| tiny_vlm | did not run: benchmarks.train_step: --batch-size: 4 rows" in table
     assert result["command"] in table
 
