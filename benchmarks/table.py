@@ -4,15 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 PEERS = {"transformers": "transformers", "torch_compile": "torch.compile", "torch": "torch"}
-HEAD = """\
-| preset | useful positions | step, median (quartiles) | samples / s | MFU | memory | peers' step | peers / JaxFusion |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
+COLUMNS = (
+    "preset",
+    "useful positions",
+    "step, median (quartiles)",
+    "samples / s",
+    "MFU",
+    "memory",
+    "peers' step",
+    "peers / JaxFusion (of lower quartiles)",
+)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """results: as `benchmarks.train_step` writes them with --json, all of one machine, or {"command", "preset",
     "error"} where one did not run."""
-    lines = [HEAD, *(_row(result) for result in results)]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS), *(_row(result) for result in results)]
     measured = next((result for result in results if "environment" in result), None)
     above = _where(measured) if measured else ""
     commands = "".join(f"    {result['command']}\n" for result in results)
@@ -42,8 +49,12 @@ def _row(result: dict[str, Any]) -> str:
         f"| {ours['samples_per_second']:.3g} | {'' if ours['mfu'] is None else format(ours['mfu'], '.1%')} "
         f"| {ours['memory']['bytes'] / 1e9:.3g} GB "
         f"| {', '.join(f'{PEERS[name]} {_time(result[name])}' for name in peers)} "
-        f"| {', '.join(format(result[f'{name}_to_ours'], '.2f') for name in peers)} |"
+        f"| {', '.join(_ratio(result, name) for name in peers)} |"
     )
+
+
+def _ratio(result: dict[str, Any], peer: str) -> str:
+    return f"{result[f'{peer}_to_ours']:.2f} ({result[f'{peer}_to_ours_lower_quartile']:.2f})"
 
 
 def _time(side: dict[str, Any]) -> str:
