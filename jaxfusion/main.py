@@ -128,7 +128,8 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     if args.config is None:
         raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
     config = read_config(args.config, overrides, expand)
-    use_cpu_cores(config.train.batch_size)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # as plans reckon; JAX's own default is 0.75
+    use_cpu_cores(config.train.batch_size // config.train.accumulate)
     use_compilation_cache()
     workdir = args.workdir or Path("runs") / args.config.stem
     _show(train_run(config, workdir, profile=args.profile), workdir)

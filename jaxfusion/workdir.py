@@ -24,6 +24,7 @@ FREE_SETTINGS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.remat",
     "data.data_dir",
     "data.num_threads",
 )

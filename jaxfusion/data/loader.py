@@ -140,6 +140,8 @@ def train_iterator(
     segments = _segments(source, reader, tokenizer, seed)
     reading = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=2 * batch_size)
     if data.packing == "best-fit":
+        if data.num_workers > 1:  # each would pack a share of the records that its saved state does not know of
+            raise UserError("config.data.num_workers: with best-fit packing there can be 1 at most; raise num_threads")
         room = Room(data.row_length, data.images_per_row)
         rows = BestFitRows(segments, reading, room, NUM_WAITING)
     else:

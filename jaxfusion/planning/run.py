@@ -59,16 +59,13 @@ class RunPlan:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at least, each as if there were nothing else: arithmetic at the bf16 peak; reading
-        and writing the state and the batch once; sending what is summed up, in a ring of links."""
+        """Seconds that a step of full rows takes at least, each as if there were nothing else: arithmetic at the bf16
+        peak; reading the state and the batch once; sending what is summed up, once each way."""
         program, devices = self.program, self.devices
-        sent = sum(
-            size * (2 if kind == "all-reduce" else 1) * (devices - 1) / devices
-            for kind, size in program.collective_bytes.items()
-        )
+        sent = sum(size * (devices - 1) / devices for size in program.collective_bytes.values())
         return {
             "arithmetic": self.flops / devices / self.card.bf16_flops,
-            "memory": (program.argument_bytes + program.output_bytes) / self.card.memory_bandwidth,
+            "memory": program.argument_bytes / self.card.memory_bandwidth,
             "links": sent / self.card.link_bandwidth,
         }
 

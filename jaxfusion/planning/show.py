@@ -94,7 +94,9 @@ def show_plan(plan: RunPlan, largest: RunPlan | None, console: Console) -> None:
     console.print(f"model FLOPs a step, all cards: {plan.flops / 1e12:,.3f} TFLOP", highlight=False)
     parts = ", ".join(f"{name} {1e3 * seconds:,.3g} ms" for name, seconds in plan.bounds.items() if seconds)
     bound = f"{1e3 * max(plan.bounds.values()):,.3g} ms"
-    console.print(f"a bound, not an estimate: no step can be faster than {bound} ({parts})", highlight=False)
+    console.print(
+        f"a bound, not an estimate: no step of full rows can be faster than {bound} ({parts})", highlight=False
+    )
 
 
 def _gb(size: int) -> str:

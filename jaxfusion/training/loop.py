@@ -117,15 +117,15 @@ def train(
                 unread = (step, metrics, waited)
 
                 last = step == settings.num_steps or bool(stopped)
-                if trace.is_over_after(step):
-                    jax.block_until_ready(metrics)
-                    progress.say(trace.stop())
-                    window.skip()
+                traced = trace.is_over_after(step)
                 save = last or _due(step, settings.checkpoint_every)
                 test = evaluate is not None and not last and _due(step, config.evaluate.every)
-                if save or test:
+                if save or test or traced:
                     finish(*unread)  # before a save: a checkpoint's rows are written, and its numbers finite
                     unread = None
+                if traced:
+                    progress.say(trace.stop())
+                    window.skip()
                 if save:
                     checkpoints.save(step, parallel.unreplicate(state), iterator_state)
                 if test:

@@ -37,7 +37,7 @@ def make_plan(rows: int, gigabytes: float, devices: int = 1, flops: int = 10**12
 
 def test_bounds_are_what_each_part_takes_at_its_peak():
     bounds = make_plan(8, 20, devices=8, flops=8 * 9895 * 10**11).bounds
-    assert bounds == pytest.approx({"arithmetic": 1.0, "memory": 2e9 / 4.8e12, "links": 2 * 8e9 * 7 / 8 / 450e9})
+    assert bounds == pytest.approx({"arithmetic": 1.0, "memory": 1e9 / 4.8e12, "links": 8e9 * 7 / 8 / 450e9})
 
 
 @pytest.mark.parametrize("unit", [1, 8])
