@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -24,7 +25,8 @@ from tests.planning.cuda import needs_cuda_build
 @needs_cuda_build
 @pytest.mark.parametrize("name", ["vlm_1b", "vlm_1b_packed", "llava_7b", "llava_7b_packed"])
 def test_a_large_step_is_fused_and_fits(name):
-    preset = PRESETS[name]
+    # A length that no width of the model shares, so that an array of T x T is known as one.
+    preset = replace(PRESETS[name], row_length=PRESETS[name].row_length - 128)
     model, optimizer = build(preset.model), make_optimizer(TrainConfig())
     new_state = partial(create_state, model, optimizer, trainable=preset.trainable)
     batch, state = synthetic_batch(preset), jax.eval_shape(new_state, jax.random.key(0))
@@ -43,7 +45,7 @@ def test_a_large_step_is_fused_and_fits(name):
 
     length, vocab = preset.row_length, config.text_embedding.vocab_size
     for shape in map(dimensions, program.arrays):
-        assert shape.count(length) < 2 or length in (config.width, config.decoder.mlp_width), shape
+        assert shape.count(length) < 2, shape
         assert not (vocab in shape and math.prod(shape) >= preset.batch_size * length * vocab), shape
     assert program.total_bytes <= USABLE * HARDWARE["h200"].memory_bytes
 
