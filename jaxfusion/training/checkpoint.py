@@ -1,6 +1,7 @@
 """Checkpoints of a run: what trains, optimizer, step, random state and data iterator in one directory a step.
 
-Frozen parameters are written once, to a directory beside the steps, before the first of them. They are not read anew
+Frozen parameters are written once, before the first step's, to a directory beside all steps' (in theirs the manager
+clears away what it takes for remains of a save). They are not read anew
 from the pretrained checkpoint that they may have come from: that may be moved or become another one, and what a run has
 frozen is not all from there (new rows of a vocabulary, kernels in 8 bits).
 
@@ -58,7 +59,7 @@ class Checkpoints:
         learned, frozen = split(state.params, state.trainable)
         if frozen and self.latest_step is None:  # also over those that a run left which got no further
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(self.directory / FROZEN, frozen, force=True)
+                checkpointer.save(self.directory.parent / FROZEN, frozen, force=True)
         items = {
             PARAMS: ocp.args.StandardSave(learned),
             OPTIMIZER: ocp.args.StandardSave(_rest(state)),
@@ -116,14 +117,12 @@ def restore_params(workdir: Path, abstract_params: Params, trainable: tuple[str,
 def _restore_frozen(directory: Path, abstract: Params) -> Params:
     if not abstract:
         return {}
-    if not (directory / FROZEN).is_dir():
-        raise UserError(
-            f"{directory / FROZEN}: the run's frozen parameters are missing; copy that directory along with the steps"
-        )
+    home = directory.parent / FROZEN
+    if not home.is_dir():
+        raise UserError(f"{home}: the run's frozen parameters are missing; copy that directory along with the steps")
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(directory / FROZEN).item_metadata
-        _compare(directory / FROZEN, FROZEN, _shapes(stored), _shapes(abstract))
-        return checkpointer.restore(directory / FROZEN, _with_sharding(abstract))
+        _compare(home, FROZEN, _shapes(checkpointer.metadata(home).item_metadata), _shapes(abstract))
+        return checkpointer.restore(home, _with_sharding(abstract))
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
