@@ -31,7 +31,8 @@ def batch_sizes(config: ModelConfig, batch: Batch) -> Sizes:
     fusion_pairs:   positions with each visual token that they see by cross-attention; float32.
     """
     images, batch = batch.images, jax.tree.map(jnp.asarray, batch.replace(images=None))
-    segment_ids, encoder_ids = batch.segment_ids, _encoder_ids(config, batch)
+    module, segment_ids = VisualLanguageModel(config), batch.segment_ids
+    encoder_ids = module.encoder_ids(batch)
     sizes = {
         "samples": jnp.sum(jnp.max(segment_ids, axis=1)),
         "tokens": jnp.sum(segment_ids > 0),
@@ -49,7 +50,7 @@ def batch_sizes(config: ModelConfig, batch: Batch) -> Sizes:
     if isinstance(config.encoder, TransformerConfig):
         sizes["encoder_pairs"] = _mean_pairs(config.encoder, bidirectional(encoder_ids))
     if isinstance(config.decoder, TransformerDecoderConfig):
-        sizes["decoder_pairs"] = _mean_pairs(config.decoder, VisualLanguageModel(config).decoder_interval(batch))
+        sizes["decoder_pairs"] = _mean_pairs(config.decoder, module.decoder_interval(batch))
     return sizes
 
 
@@ -64,12 +65,6 @@ def dense_sizes(config: ModelConfig, batch: Batch) -> Sizes:
         **dict.fromkeys(("encoder_pairs", "decoder_pairs"), tokens * length),
         "fusion_pairs": tokens * (images // rows) * config.tokens_per_image if images else 0,
     }
-
-
-def _encoder_ids(config: ModelConfig, batch: Batch) -> Array:
-    """As `VisualLanguageModel.encode` has it."""
-    causal = isinstance(config.decoder, TransformerDecoderConfig)
-    return jnp.where(batch.prompt_mask, batch.segment_ids, 0) if causal else batch.segment_ids
 
 
 def _pairs(interval: Interval) -> Shaped[Array, ""]:

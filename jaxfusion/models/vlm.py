@@ -119,16 +119,22 @@ class VisualLanguageModel(nn.Module):
         x = self.text_embedding.complete(x, batch.positions)
         if self.config.encoder is None:
             return x, interleaved
-        # In front of a causal decoder only the prompt may be read in both directions: an answer would see its future.
-        causal = isinstance(self.config.decoder, TransformerDecoderConfig)
-        ids = jnp.where(batch.prompt_mask, batch.segment_ids, 0) if causal else batch.segment_ids
+        ids = self.encoder_ids(batch)
         if isinstance(self.config.encoder, BiLSTMEncoderConfig):
             encoded = self.encoder(x, ids, batch.packed)
         else:
-            between = None if causal else interleaved
+            between = None if isinstance(self.config.decoder, TransformerDecoderConfig) else interleaved
             interval = attention.bidirectional(ids, batch.packed)
             encoded, _ = self.encoder(x, interval, batch.positions, interleaved=between, deterministic=deterministic)
         return jnp.where((ids > 0)[..., None], encoded, x), interleaved
+
+    def encoder_ids(self, batch: Batch) -> Int[Array, "B T"]:
+        """The segment of each position that an encoder reads; 0 for what passes it by.
+
+        In front of a causal decoder only the prompt may be read in both directions: an answer would see its future.
+        """
+        causal = isinstance(self.config.decoder, TransformerDecoderConfig)
+        return jnp.where(batch.prompt_mask, batch.segment_ids, 0) if causal else batch.segment_ids
 
     def cross_attend(
         self, segment_ids: Int[Array, "B T"], image_segment_ids: Int[Array, "B M"], visual: Float[Array, "B S D"]

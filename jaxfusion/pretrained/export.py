@@ -61,7 +61,10 @@ def save_pretrained(model: Model | Tower, params: Params, directory: str | Path,
     directory = new_directory(directory)
     wanted = np.dtype(jnp.dtype(dtype)) if dtype else _dtype_of(model, params)
     if isinstance(model, Model):
-        params = merge(dequantise(params, wanted), model.config.lora)
+        params = dequantise(params, wanted)
+        if model.config.lora:  # in the wider of the two dtypes, or what was learned would be rounded to the base's
+            params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, wanted)), params)
+        params = merge(params, model.config.lora)
     try:
         for name, content in planned.files.items():
             (directory / name).write_bytes(content)

@@ -77,6 +77,12 @@ def test_worker_processes_go_on_exactly_too(parts):
         made.close()
 
 
+def test_several_workers_with_packing_are_refused(parts):
+    dataset, reader, tokenizer = with_packing(parts, "best-fit")
+    with pytest.raises(UserError, match=r"^config\.data\.num_workers: with best-fit packing there can be 1 at most"):
+        iterator((dataset, replace(reader, data=replace(reader.data, num_workers=2)), tokenizer))
+
+
 def test_seeds_and_epochs_have_orders_of_their_own(parts):
     dataset, *_ = parts
     one, same, other = iterator(parts), iterator(parts), iterator(parts, seed=1)

@@ -78,6 +78,17 @@ def test_peft_and_the_merged_weights_say_the_same(name, tmp_path):
     assert error(ours, logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))) < 1e-5
 
 
+def test_adapters_of_a_bfloat16_base_are_merged_in_the_dtype_that_is_asked_for(tmp_path):
+    randomise(transformers.AutoModelForCausalLM.from_config(LANGUAGES["llama"])).save_pretrained(tmp_path / "base")
+    model, params = with_adapters(tmp_path / "base", LORA["llama"])
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    stored = {path: leaf if is_adapter(path) else leaf.astype(jnp.bfloat16) for path, leaf in leaves.items()}
+    stored = traverse_util.unflatten_dict(stored, sep="/")
+    jaxfusion.save_pretrained(model, stored, tmp_path / "merged", dtype="float32")
+    ours = jaxfusion.forward(model, jax.tree.map(jnp.float32, stored), Batch.from_tokens(TOKENS))
+    assert error(ours, logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))) < 1e-5
+
+
 @pytest.mark.parametrize("glob", ["decoder/*", "projector/*", "vision/layers/*"])
 def test_adapters_of_a_whole_model(glob, tmp_path):
     save_whole("llava", tmp_path / "base")

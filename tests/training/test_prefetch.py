@@ -5,7 +5,7 @@ import threading
 import grain
 import pytest
 
-from jaxfusion.training.prefetch import POLL_SECONDS, Prefetch
+from jaxfusion.training.prefetch import Prefetch
 
 
 def numbers():
@@ -68,28 +68,35 @@ def test_errors_and_the_end_come_in_their_place():
         assert [batches.take()[0] for _ in range(3)] == [(1, {}), (0, {}), None]
 
 
-def test_input_is_waited_for_only_while_nothing_else_is_done():
-    """By what happens in turn, not by a clock: the batch comes when the devices have become idle, or before."""
-    asked, released = [], threading.Event()
+def test_input_is_waited_for_only_while_nothing_else_is_done(monkeypatch):
+    """By a clock that goes on when a batch is made: while the devices are busy, then after they have become idle."""
+    now, made, asked, idle = [0.0], threading.Semaphore(0), [], []
 
     class Slow:
         def __next__(self):
-            released.wait()
+            made.acquire()
+            now[0] += 1.0
             return 0
 
         def get_state(self):
             return {}
 
     def busy() -> bool:
-        asked.append(released.is_set())
+        asked.append(now[0])
         if len(asked) == 3:
-            released.set()  # while the devices still work
+            made.release()
         return True
 
+    def clock() -> float:
+        reading = now[0]
+        if idle:
+            made.release(idle.pop())  # the wait has begun
+        return reading
+
+    monkeypatch.setattr("jaxfusion.training.prefetch.time.perf_counter", clock)
     with Prefetch(Slow(), lambda x: x, depth=1) as batches:
-        _, waited = batches.take(busy)
-        assert asked[:3] == [False, False, False] and waited < POLL_SECONDS * len(asked)
-        released.clear()
-        threading.Timer(0.2, released.set).start()
-        _, waited = batches.take(lambda: False)
-        assert waited > 0.05
+        assert batches.take(busy)[1] == 0.0
+        assert asked[:3] == [0.0] * 3
+        idle.append(1)
+        assert batches.take(lambda: False)[1] == 1.0
+        made.release(9)  # for what is being made ahead
