@@ -23,7 +23,7 @@ from jaxfusion.parallel import make_parallel
 from jaxfusion.planning import read_program
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
-from jaxfusion.training.step import train_step
+from jaxfusion.training.step import make_step, train_step
 from jaxfusion.training.trainable import trained_paths
 
 LEARNING_RATE = 1e-5  # at which random weights stay finite for as long as anyone times them
@@ -31,7 +31,17 @@ CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.05
 WARM_UP = 2  # steps
 
-OPTIMIZER = TrainConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM, weight_decay=WEIGHT_DECAY, warmup_steps=1)
+
+def train_settings(preset: Preset) -> TrainConfig:
+    """As a run's config would have them."""
+    return TrainConfig(
+        learning_rate=LEARNING_RATE,
+        clip_norm=CLIP_NORM,
+        weight_decay=WEIGHT_DECAY,
+        warmup_steps=1,
+        trainable=preset.trainable,
+        remat=preset.remat,
+    )
 
 
 class Ours:
@@ -44,7 +54,8 @@ class Ours:
         self.preset = preset
         self.parallel = make_parallel(ParallelConfig(strategy=strategy))
         self.parallel.check_batch_size("--batch-size", preset.batch_size)
-        model, optimizer = build(preset.model), make_optimizer(OPTIMIZER)
+        settings = train_settings(preset)
+        model, optimizer = build(preset.model), make_optimizer(settings)
         self.host_batch = synthetic_batch(preset)
         self.batch = self.parallel.put_batch(self.host_batch)
         state = create_state(model, optimizer, jax.random.key(0), preset.trainable, random_params(model))
@@ -52,9 +63,7 @@ class Ours:
         state = self.parallel.put_state(state)
 
         start = time.perf_counter()
-        lowered = self.parallel.compile(partial(train_step, model, optimizer, remat=preset.remat), donate=True).lower(
-            state, self.batch
-        )
+        lowered = self.parallel.compile(make_step(model, optimizer, settings), donate=True).lower(state, self.batch)
         traced = time.perf_counter()
         self.step = lowered.compile()
         self.trace_seconds, self.compile_seconds = traced - start, time.perf_counter() - traced
@@ -115,7 +124,7 @@ def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
         if hasattr(stack := getattr(preset.model, name), "scan_layers")
     }
     model = build(replace(preset.model, attention="xla", **unrolled))
-    optimizer = make_optimizer(OPTIMIZER)
+    optimizer = make_optimizer(train_settings(preset))
     create = partial(create_state, model, optimizer, trainable=preset.trainable)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     state = jax.eval_shape(create, jax.random.key(0))

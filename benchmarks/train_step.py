@@ -18,7 +18,7 @@ import jax
 from benchmarks.command_line import Parser, positive, show
 from benchmarks.compare import compare, quartiles
 from benchmarks.ours import Ours, mfu
-from benchmarks.plan import plan
+from benchmarks.plan import facts_of, plan_preset
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.table import table
 from benchmarks.worker import read_preset
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(args, preset)
         if args.plan:
             jax.config.update("jax_platforms", "cpu")  # or JAX would look for the GPU that is not there
-            result = {"plan": plan(preset, args.plan, args.devices)}
+            result = {"plan": facts_of(preset, plan_preset(preset, args.plan, args.devices))}
         elif args.peer:
             result = with_rates(compare(settings, args.peer, args.rounds, args.steps))
         else:

@@ -197,8 +197,10 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from rich.console import Console
 
     from jaxfusion.config import read_config
-    from jaxfusion.planning.run import best_fit, largest_batch, plan_run
-    from jaxfusion.planning.show import show_plan, to_json
+    from jaxfusion.planning.largest import best_fit, largest_batch
+    from jaxfusion.planning.run import plan_run
+    from jaxfusion.planning.show import show_plan
+    from jaxfusion.planning.summary import to_json
     from jaxfusion.pretrained.join import expand
 
     if args.config is None:

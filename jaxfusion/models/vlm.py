@@ -7,6 +7,7 @@ logits = forward(model, params, batch)          # float32[B, T, V]; jit with mod
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -233,11 +234,15 @@ def init(model: Model, rng: Array) -> Params:
     Raises UserError where a glob of the config's adapters fits no linear layer.
     """
     # No parameter depends on the attention kernel, and XLA's runs wherever this does.
-    module = VisualLanguageModel(replace(model.config, attention="xla"))
-    with adapted(model.config.lora):
-        params = module.init(rng, _smallest_batch(model.config))["params"]
+    params = _init(replace(model.config, attention="xla"), rng)
     check_adapters(params, model.config.lora)
     return params
+
+
+@partial(jax.jit, static_argnums=0)  # hundreds of small operations, which one by one take several times as long
+def _init(config: ModelConfig, rng: Array) -> Params:
+    with adapted(config.lora):
+        return VisualLanguageModel(config).init(rng, _smallest_batch(config))["params"]
 
 
 def complete(model: Model, params: Params, rng: Array) -> Params:
@@ -256,9 +261,9 @@ def forward(model: Model, params: Params, batch: Batch, dropout_rng: Array | Non
 
     Outside of jit it raises UserError for a batch whose image tokens do not match its images, see `check_batch`.
     """
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+    if not _is_traced(batch):
         check_batch(model.config, batch)
-    return _run(model, params, batch, dropout_rng, "__call__")
+    return (_run if _is_traced((params, batch)) else _run_jitted)(model, params, batch, dropout_rng, "__call__")
 
 
 def features(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, "B T D"]:
@@ -278,6 +283,13 @@ def _run(model: Model, params: Params, batch: Batch, dropout_rng: Array | None, 
     batch = jax.tree.map(jnp.asarray, batch)
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
     return apply(model, params, batch, deterministic=dropout_rng is None, rngs=rngs, method=method)
+
+
+_run_jitted = jax.jit(_run, static_argnums=(0, 4))
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def apply(model: Model, params: Params, *args: Any, **settings: Any) -> Any:

@@ -14,13 +14,16 @@ from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE
 from jaxfusion.models.check import check_batch
 from jaxfusion.planning import Program
-from jaxfusion.planning.run import RunPlan, best_fit, full_rows, next_rows
-from jaxfusion.planning.show import show_plan, to_json
+from jaxfusion.planning.full_rows import full_rows
+from jaxfusion.planning.largest import best_fit, next_rows
+from jaxfusion.planning.show import show_plan
+from jaxfusion.planning.step import StepPlan
+from jaxfusion.planning.summary import to_json
 
 VIT = {"kind": "vit", "image_size": 8, "patch_size": 4, "width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8}
 
 
-def make_plan(rows: int, gigabytes: float, devices: int = 1, flops: int = 10**12) -> RunPlan:
+def make_plan(rows: int, gigabytes: float, devices: int = 1, flops: int = 10**12) -> StepPlan:
     size = int(gigabytes * 1e9)
     program = Program(
         argument_bytes=10**9,
@@ -32,7 +35,7 @@ def make_plan(rows: int, gigabytes: float, devices: int = 1, flops: int = 10**12
         collective_bytes=Counter({"all-reduce": 8 * 10**9}),
         arrays={},
     )
-    return RunPlan(HARDWARE["h200"], devices, rows, {"decoder": 4 * 10**8}, 5 * 10**8, 10**8, program, flops)
+    return StepPlan(HARDWARE["h200"], devices, rows, {"decoder": 4 * 10**8}, 5 * 10**8, 10**8, program, flops)
 
 
 def test_bounds_are_what_each_part_takes_at_its_peak():

@@ -1,0 +1,101 @@
+"""What one training step takes on GPUs that are not there: whether it fits, what it launches and sends, and how fast it
+could be at best."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxfusion.batch import Batch
+from jaxfusion.config.model import BiLSTMEncoderConfig, ModelConfig
+from jaxfusion.config.run import TrainConfig
+from jaxfusion.hardware import HARDWARE, Hardware
+from jaxfusion.models.flops import count_flops
+from jaxfusion.models.vlm import build
+from jaxfusion.parallel import MeshParallel
+from jaxfusion.planning.described import compile_for, described_mesh
+from jaxfusion.planning.program import Program, read_program
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import create_state
+from jaxfusion.training.step import make_step
+from jaxfusion.training.trainable import trained_paths
+
+# Of a card's memory; CUDA's context and the libraries' own buffers have the rest.
+USABLE = 0.95
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One training step on `devices` cards. Bytes are of one card.
+
+    parameters: of each room. optimizer: its state, step counts and random state. batch: a card's rows.
+    flops:      that the model needs for the batch, over all cards.
+    """
+
+    card: Hardware
+    devices: int
+    rows: int
+    parameters: dict[str, int]
+    optimizer: int
+    batch: int
+    program: Program
+    flops: float
+
+    @property
+    def share(self) -> float:
+        """Of the card's memory that can be used."""
+        return self.program.total_bytes / (USABLE * self.card.memory_bytes)
+
+    @property
+    def fits(self) -> bool:
+        return self.share <= 1
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds that a step takes at least, each as if there were nothing else: arithmetic at the bf16 peak; reading
+        the state and the batch once; sending what is summed up, once each way."""
+        program, devices = self.program, self.devices
+        sent = sum(size * (devices - 1) / devices for size in program.collective_bytes.values())
+        return {
+            "arithmetic": self.flops / devices / self.card.bf16_flops,
+            "memory": program.argument_bytes / self.card.memory_bandwidth,
+            "links": sent / self.card.link_bandwidth,
+        }
+
+
+def plan_step(
+    config: ModelConfig, settings: TrainConfig, batch: Batch, hardware: str = "h200", topology: str = "1x1x1"
+) -> StepPlan:
+    """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
+
+    batch: NumPy arrays of all cards' rows.
+    Raises UserError for hardware that is not described, JAX without CUDA's compiler, and rows that cannot be shared.
+    """
+    mesh, rows = described_mesh(hardware, topology), batch.tokens.shape[0]
+    MeshParallel(mesh).check_batch_size("config.train.batch_size", rows, settings.accumulate)
+    model, optimizer = build(_without_cudnn_lstm(config)), make_optimizer(settings)
+    kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
+    compiled = compile_for(make_step(model, optimizer, settings), state, batch, hardware=hardware, topology=topology)
+    return StepPlan(
+        card=HARDWARE[hardware],
+        devices=mesh.size,
+        rows=rows,
+        parameters={room: _bytes(part) for room, part in state.params.items()},
+        optimizer=_bytes(state) - _bytes(state.params),
+        batch=_bytes(batch) // mesh.size,
+        program=read_program(compiled),
+        flops=count_flops(config, batch, trainable=trained_paths(state.params, settings.trainable)).training,
+    )
+
+
+def _without_cudnn_lstm(config: ModelConfig) -> ModelConfig:
+    """cuDNN's LSTM cannot be compiled without a card: it is planned as XLA's loop."""
+    if not isinstance(config.encoder, BiLSTMEncoderConfig):
+        return config
+    return replace(config, encoder=replace(config.encoder, implementation="scan"))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
