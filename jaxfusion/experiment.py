@@ -158,7 +158,7 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
 
 
 def _keep_prepared(experiment: Experiment) -> None:
-    """Notes in the workdir which prepared data the run began with. Raises UserError where it goes on with others."""
+    """Notes in the workdir which prepared data the run began with, and says what they save. Raises UserError where it goes on with others."""
     source, workdir = experiment.source, experiment.workdir
     kept, prepared = workdir / TRAINED_ON, isinstance(source, Prepared)
     if not has_checkpoint(workdir):
@@ -173,6 +173,9 @@ def _keep_prepared(experiment: Experiment) -> None:
         )
     elif prepared:
         check_unchanged(source, About.read(kept), workdir)
+    if prepared and source.about.measured:
+        text = f"training on {source.about.store} in {source.directory}, a record: {source.about.gain}"
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_task(config: Config) -> None:

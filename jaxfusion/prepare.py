@@ -24,7 +24,7 @@ from jaxfusion.data.loader import prepared_columns
 from jaxfusion.data.prepared import ABOUT, About, Columns, Prepared, check_settings, shards_of, to_bytes
 from jaxfusion.errors import UserError
 from jaxfusion.experiment import Experiment, named_checkpoints, open_experiment, text_checkpoint
-from jaxfusion.models.vlm import Model, apply, init
+from jaxfusion.models.vlm import Model, Params, apply, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import read_tower
 from jaxfusion.provenance import check_frozen_tower, settings_of, tower_fingerprint
@@ -55,36 +55,33 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
         learned = output / "tokenizer.json"
         tokenizer = TrainedTokenizer.load(learned) if learned.exists() and not text_checkpoint(config) else None
         experiment = open_experiment(config, Path(scratch), tokenizer)
-        return _prepare(experiment, output, console or Console())
+        tower = None
+        if config.prepare.store == "features":
+            check_frozen_tower(experiment.config, experiment.model)
+            tower = FrozenTower.read(experiment.config, experiment.model)
+        return write_prepared(experiment, tower, output, console or Console())
 
 
-def _prepare(experiment: Experiment, output: Path, console: Console) -> Prepared:
+def write_prepared(experiment: Experiment, tower: "FrozenTower | None", output: Path, console: Console) -> Prepared:
+    """Writes the experiment's train split to a directory, or goes on doing so. tower: for features; None: pixels."""
     config, model, records = experiment.config, experiment.model, len(experiment.dataset.train)
-    store, variants = config.prepare.store, config.prepare.variants
-    tower = None
-    if store == "features":
-        check_frozen_tower(config, model)
-        tower = FrozenTower.read(config, model)
-    about = About(
-        store,
-        records,
-        settings_of(config, model, records, store),
-        variants,
-        tower.fingerprint if tower else "",
-    )
+    store = "pixels" if tower is None else "features"
+    settings = settings_of(config, model, records, store)
+    about = About(store, records, settings, config.prepare.variants, tower.fingerprint if tower else "")
     if (output / ABOUT).exists():
         before = About.read(output / ABOUT)
         _check_same(before, about, output)
         if before.complete:
-            console.print(f"{output} has all of its {records:,} records", markup=False, highlight=False, soft_wrap=True)
+            text = f"{output} has all of its {records:,} records"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
             return Prepared(output)
     if isinstance(model.tokenizer, TrainedTokenizer):
         model.tokenizer.save(output)
     write_json(output / ABOUT, about.as_json())  # first: from now on the directory is of these settings
-    _write(experiment, tower, output, console)
-    write_json(output / ABOUT, replace(about, complete=True).as_json())
-    measured = _measure(experiment, tower, Prepared(output))
-    write_json(output / ABOUT, replace(about, complete=True, measured=measured).as_json())
+    _write_shards(experiment, tower, output, console)
+    about = replace(about, complete=True)
+    write_json(output / ABOUT, about.as_json())
+    write_json(output / ABOUT, replace(about, measured=_measure(experiment, tower, Prepared(output))).as_json())
     prepared = Prepared(output)
     _tell(prepared, console)
     return prepared
@@ -113,7 +110,7 @@ def _check_same(before: About, now: About, output: Path) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(experiment: Experiment, tower: "FrozenTower | None", output: Path, console: Console) -> None:
+def _write_shards(experiment: Experiment, tower: "FrozenTower | None", output: Path, console: Console) -> None:
     """All shards that are not there yet, with pictures read ahead and the tower's work on one batch at a time."""
     config, records = experiment.config, len(experiment.dataset.train)
     shards = list(shards_of(output, records, SHARD_RECORDS))
@@ -136,16 +133,13 @@ def _write(experiment: Experiment, tower: "FrozenTower | None", output: Path, co
 
 
 def _shown(contents: Iterator[bytes], done: int, progress: Progress) -> Iterator[bytes]:
-    """The same, with rate, size and time to go on display."""
+    """The same, with rate and time to go on display."""
     start = shown = time.monotonic()
-    size = 0
     for number, content in enumerate(contents, 1):
-        size += len(content)
         now, left = time.monotonic(), progress.num_steps - done - number
         if now - shown >= SECONDS_BETWEEN_DISPLAYS or not left:
             shown, rate = now, number / max(now - start, 1e-9)
-            text = f"{rate:,.0f} records/s · {size / number / 1e3:,.0f} kB a record · {to_go(left / rate)}"
-            progress.show(done + number, text)
+            progress.show(done + number, f"{rate:,.0f} records/s · {to_go(left / rate)}")
         yield content
 
 
@@ -173,12 +167,18 @@ class FrozenTower:
             lambda rng: freeze(model, {"vision": init(model, rng)["vision"]}, floats), jax.random.key(0)
         )
         params = freeze(model, read_tower(model, named_checkpoints(config), abstract), kept)
+        return cls.of(model, params, config.train.batch_size)
+
+    @classmethod
+    def of(cls, model: Model, params: Params, batch_size: int) -> "FrozenTower":
+        """params: {"vision": ...}, as a run keeps them. batch_size: rounded up to what the devices can share."""
         parallel = make_parallel(ParallelConfig(strategy="mesh"))
-        batch_size = -(-config.train.batch_size // parallel.num_devices) * parallel.num_devices
         look = parallel.compile(lambda params, images, axis_name=None: apply(model, params, images, method="look"))
         state = parallel.put_state(params)
         return cls(
-            batch_size, lambda images: look(state, parallel.put_batch(images)), tower_fingerprint(params["vision"])
+            -(-batch_size // parallel.num_devices) * parallel.num_devices,
+            lambda images: look(state, parallel.put_batch(images)),
+            tower_fingerprint(params["vision"]),
         )
 
     def replace_pictures(self, columns: Iterator[Columns]) -> Iterator[Columns]:
@@ -245,17 +245,8 @@ def _tell(prepared: Prepared, console: Console) -> None:
     lines = [
         f"{prepared.directory}: {len(prepared):,} records of {about.store}, {size / 1e6:,.1f} MB, "
         f"{size / max(len(prepared), 1) / 1e3:,.1f} kB each ({free / 1e9:,.0f} GB are free)",
-        f"a record, medians of {about.measured['records']} in one thread: {gain(about)}",
+        f"a record, medians of {about.measured['records']} in one thread: {about.gain}",
         f"train on it with --config.data.prepared={prepared.directory}",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def gain(about: About) -> str:
-    """What was measured when the data were prepared, in words."""
-    measured = about.measured
-    text = f"{measured['read_ms']:.2f} ms to read back, {measured['make_ms']:.2f} ms to make from the data set"
-    if "tower_ms" in measured:
-        text += f" and {measured['tower_ms']:.2f} ms for the tower on {measured['device']}"
-    return text

@@ -125,6 +125,14 @@ class About:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: broken ({error}); prepare the data again in another --output") from None
 
+    @property
+    def gain(self) -> str:
+        """What was measured, in words."""
+        text = "{read_ms:.2f} ms to read back, {make_ms:.2f} ms to make from the data set"
+        if "tower_ms" in self.measured:
+            text += " and {tower_ms:.2f} ms for the tower on {device}"
+        return text.format(**self.measured)
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -4,6 +4,7 @@ could be at best. Neither data nor weights are read."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.config import Config
 from jaxfusion.config.model import AddFusionConfig, PlaceFusionConfig
 from jaxfusion.data.packing import ImageSlots, pack
+from jaxfusion.data.prepared import ABOUT, About
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
@@ -138,11 +140,13 @@ def next_rows(known: dict[int, int], unit: int, limit: float) -> int | None:
 def full_rows(config: Config, rows: int) -> Batch:
     """A Batch of NumPy arrays in the run's shapes: rows without padding, with an image in each of their slots.
 
-    That is one where `config.data.images_per_row` leaves it to the data. Where rows are packed the batch says so, which
-    decides on kernels, though one sample fills each.
+    That is one where `config.data.images_per_row` leaves it to the data; where features are prepared it is the tower's.
+    Where rows are packed the batch says so, which decides on kernels, though one sample fills each.
     """
     model, data = config.model, config.data
-    slots = ImageSlots.of(model, (data.images_per_row or 1) if "image" in data.modalities else 0)
+    features = bool(data.prepared) and About.read(Path(data.prepared) / ABOUT).store == "features"
+    images = (data.images_per_row or 1) if "image" in data.modalities else 0
+    slots = ImageSlots.of(model, images, features=features)
     number, length = slots.number if slots else 0, data.row_length
     place, column = number * model.tokens_per_image, np.arange(length)
     if isinstance(model.fusion, PlaceFusionConfig):
