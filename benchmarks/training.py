@@ -1,8 +1,9 @@
 """Training that is timed with its reading, in turns with another one of the same process."""
 
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.prefetch import Prefetch
-from jaxfusion.training.state import create_state
+from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import make_step
 
 
@@ -32,10 +33,7 @@ class Training:
         self.samples, self._seen, self._losses = 0, [], []
         parallel = make_parallel(ParallelConfig())
         parallel.check_batch_size("--rows", rows)
-        optimizer = make_optimizer(settings)
-        kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
-        new_state = jax.jit(partial(create_state, model, optimizer, jax.random.key(0), **kept))
-        self._step = parallel.compile(make_step(model, optimizer, settings), donate=True)
+        new_state, self._step = _compiled(model, settings)
         self._batches = Prefetch(iterator, parallel.put_batch)
         (batch, _), _ = self._batches.take()
         jax.block_until_ready(self._step(parallel.put_state(new_state(params=params)), batch))
@@ -64,3 +62,13 @@ class Training:
         """The mean loss over each part of the samples that were seen."""
         part = np.minimum(np.array(self._seen) * points // (self.samples + 1), points - 1)
         return np.array([np.mean(np.array(self._losses)[part == place]) for place in range(points)])
+
+
+@cache
+def _compiled(model: Model, settings: TrainConfig) -> tuple[Callable[..., TrainState], Callable[..., Any]]:
+    """What makes a new state, and the step; shared by the sides whose batches have the same shape."""
+    optimizer = make_optimizer(settings)
+    kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    new_state = jax.jit(partial(create_state, model, optimizer, jax.random.key(0), **kept))
+    step = make_parallel(ParallelConfig()).compile(make_step(model, optimizer, settings), donate=True)
+    return new_state, step

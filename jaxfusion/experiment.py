@@ -158,7 +158,10 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
 
 
 def _keep_prepared(experiment: Experiment) -> None:
-    """Notes in the workdir which prepared data the run began with, and says what they save. Raises UserError where it goes on with others."""
+    """Notes in the workdir which prepared data the run began with, and says what they save.
+
+    Raises UserError where the run goes on with others.
+    """
     source, workdir = experiment.source, experiment.workdir
     kept, prepared = workdir / TRAINED_ON, isinstance(source, Prepared)
     if not has_checkpoint(workdir):
