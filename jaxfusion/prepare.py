@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 from rich.console import Console
@@ -21,6 +23,7 @@ from rich.console import Console
 from jaxfusion.config import Config
 from jaxfusion.config.run import ParallelConfig
 from jaxfusion.data.loader import prepared_columns
+from jaxfusion.data.packing import ImageSlots
 from jaxfusion.data.prepared import ABOUT, About, Columns, Prepared, check_settings, shards_of, to_bytes
 from jaxfusion.errors import UserError
 from jaxfusion.experiment import Experiment, named_checkpoints, open_experiment, text_checkpoint
@@ -75,9 +78,9 @@ def write_prepared(experiment: Experiment, tower: "FrozenTower | None", output: 
             text = f"{output} has all of its {records:,} records"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
             return Prepared(output)
+    write_json(output / ABOUT, about.as_json())  # first: from now on the directory is of these settings
     if isinstance(model.tokenizer, TrainedTokenizer):
         model.tokenizer.save(output)
-    write_json(output / ABOUT, about.as_json())  # first: from now on the directory is of these settings
     _write_shards(experiment, tower, output, console)
     about = replace(about, complete=True)
     write_json(output / ABOUT, about.as_json())
@@ -120,6 +123,10 @@ def _write_shards(experiment: Experiment, tower: "FrozenTower | None", output: P
     with Progress(records, console, unit="record") as progress:
         if done:
             progress.say(f"{output} has {done:,} records already; going on")
+        if slots := ImageSlots.of(config.model, 1, features=tower is not None):
+            size = len(places) * prod(slots.shape) * jnp.dtype(slots.dtype).itemsize
+            free = shutil.disk_usage(output).free
+            progress.say(f"pictures to come: {size / 1e6:,.1f} MB before compression; {free / 1e6:,.0f} MB are free")
         source, tokenizer = experiment.dataset.train, experiment.model.tokenizer
         columns = prepared_columns(source, places, experiment.reader, tokenizer, config.prepare.variants)
         if tower is not None:
@@ -241,10 +248,9 @@ def _median_ms(seconds: Sequence[float]) -> float:
 
 def _tell(prepared: Prepared, console: Console) -> None:
     about, size = prepared.about, prepared.num_bytes
-    free = shutil.disk_usage(prepared.directory).free
     lines = [
         f"{prepared.directory}: {len(prepared):,} records of {about.store}, {size / 1e6:,.1f} MB, "
-        f"{size / max(len(prepared), 1) / 1e3:,.1f} kB each ({free / 1e9:,.0f} GB are free)",
+        f"{size / max(len(prepared), 1) / 1e3:,.1f} kB each",
         f"a record, medians of {about.measured['records']} in one thread: {about.gain}",
         f"train on it with --config.data.prepared={prepared.directory}",
     ]
