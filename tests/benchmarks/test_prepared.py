@@ -10,7 +10,16 @@ from jaxfusion.config.model import TransformerDecoderConfig, ViTConfig
 
 
 def test_the_three_sides_learn_the_same(tmp_path):
-    vision = ViTConfig(image_size=32, patch_size=16, width=8, num_layers=1, num_heads=1, mlp_width=8, class_token=False)
+    vision = ViTConfig(
+        image_size=32,
+        patch_size=16,
+        width=8,
+        num_layers=1,
+        num_heads=1,
+        mlp_width=8,
+        class_token=False,
+        scan_layers=False,
+    )
     decoder = TransformerDecoderConfig(num_layers=1, num_heads=1, scan_layers=False)
     model = replace(MODEL, width=8, vision=vision, decoder=decoder)
     result = measure(tmp_path, num_records=4, rows=2, steps=1, rounds=2, model_config=model)
