@@ -8,10 +8,8 @@ import contextlib
 import json
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 
 from benchmarks.command_line import Parser, environment, positive, show
 from benchmarks.mixed import MixedReader
+from benchmarks.training import Training
 from jaxfusion.config.model import (
     ModelConfig,
     PixelShuffleProjectorConfig,
@@ -28,19 +27,15 @@ from jaxfusion.config.model import (
     TransformerDecoderConfig,
     VGGConfig,
 )
-from jaxfusion.config.run import DataConfig, ParallelConfig, TrainConfig
+from jaxfusion.config.run import DataConfig, TrainConfig
 from jaxfusion.data.best_fit import Room, images_per_row, rows_of
 from jaxfusion.data.loader import NUM_WAITING, train_iterator
 from jaxfusion.data.tokenise import Layout, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build
-from jaxfusion.parallel import make_parallel, use_cpu_cores
+from jaxfusion.parallel import use_cpu_cores
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
-from jaxfusion.training.optimizer import make_optimizer
-from jaxfusion.training.prefetch import Prefetch
-from jaxfusion.training.state import create_state
-from jaxfusion.training.step import train_step
 
 NUM_RECORDS = 4000
 ROW_LENGTH, ROWS = 384, 8
@@ -156,7 +151,7 @@ def measure(sizes: np.ndarray, row_length: int, rows: int, num_samples: int, rou
     rates = {name: [] for name in sides}
     with contextlib.ExitStack() as stack:
         trainings = {
-            name: stack.enter_context(Training(data, size, steps * rounds)) for name, (data, size) in sides.items()
+            name: stack.enter_context(_training(data, size, steps * rounds)) for name, (data, size) in sides.items()
         }
         for _ in range(rounds):
             for name, training in trainings.items():
@@ -181,46 +176,10 @@ def _data(packing: str, row_length: int, slots: int) -> DataConfig:
     return replace(DataConfig(), name="mixed", packing=packing, row_length=row_length, images_per_row=slots)
 
 
-class Training:
-    """A model in training on the mixed workload, compiled and warm. A context manager that stops the reading."""
-
-    def __init__(self, data: DataConfig, rows: int, num_steps: int) -> None:
-        self.samples, self._seen, self._losses, self._weights = 0, [], [], []
-        parallel = make_parallel(ParallelConfig())
-        parallel.check_batch_size("--rows", rows)
-        settings = TrainConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=20)
-        model, optimizer = build(MODEL), make_optimizer(settings)
-        new_state = jax.jit(partial(create_state, model, optimizer))
-        self._step = parallel.compile(partial(train_step, model, optimizer), donate=True)
-        iterator = train_iterator(range(NUM_RECORDS), MixedReader(data, MODEL), byte_tokenizer(), rows, seed=0)
-        self._batches = Prefetch(iterator, parallel.put_batch)
-        (batch, _), _ = self._batches.take()
-        jax.block_until_ready(self._step(parallel.put_state(new_state(jax.random.key(0))), batch))
-        self._state = parallel.put_state(new_state(jax.random.key(0)))
-
-    def __enter__(self) -> "Training":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._batches.__exit__()
-
-    def run(self, steps: int) -> float:
-        """Trains so many steps; returns samples a second."""
-        start, before, unread = time.perf_counter(), self.samples, []
-        for _ in range(steps):
-            (batch, _), _ = self._batches.take()
-            self._state, metrics = self._step(self._state, batch)
-            unread.append(metrics)
-        for metrics in jax.device_get(unread):
-            self.samples += int(metrics["samples"])
-            self._seen.append(self.samples)
-            self._losses.append(float(metrics["loss"]))
-        return (self.samples - before) / (time.perf_counter() - start)
-
-    def curve(self, points: int) -> np.ndarray:
-        """The mean loss over each part of the samples that were seen."""
-        part = np.minimum(np.array(self._seen) * points // (self.samples + 1), points - 1)
-        return np.array([np.mean(np.array(self._losses)[part == place]) for place in range(points)])
+def _training(data: DataConfig, rows: int, num_steps: int) -> Training:
+    settings = TrainConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=20)
+    iterator = train_iterator(range(NUM_RECORDS), MixedReader(data, MODEL), byte_tokenizer(), rows, seed=0)
+    return Training(build(MODEL), settings, iterator, rows)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

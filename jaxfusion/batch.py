@@ -25,7 +25,7 @@ class Batch:
                   Prefix-LM attention and an encoder in front of a causal decoder see the prompt as one whole.
     visual_index: which of the row's visual tokens stands at (or is added to) each position; -1 for none.
     images:       uint8[B, M, H, W, 3], or float already normalised; int32[B, M] ids for the lookup table;
-                  float[B, M, K, D] precomputed features; None for text alone.
+                  float[B, M, K, D] precomputed features, also a network's own; None for text alone.
     image_segment_ids: the segment each image belongs to, in order; empty image slots, at the end, have 0.
     packed:       static; False promises one segment a row that starts at position 0 (padding after it), for which
                   faster kernels exist.

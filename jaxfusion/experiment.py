@@ -4,7 +4,7 @@ import base64
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from jaxfusion.config.model import LookupConfig
 from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import Dataset, Reader, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
+from jaxfusion.data.prepared import About, Prepared
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
@@ -31,6 +32,7 @@ from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.load import open_family_tokenizer, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
+from jaxfusion.provenance import check_made_for, check_tower, check_unchanged
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
@@ -60,6 +62,9 @@ SPECIALIST = {"fill": "tokens", "classify": "class"}
 # A held-out picture, to try a trained model on.
 EXAMPLE = "example.png"
 
+# The prepared.json of the data that the run began with, where it had any.
+TRAINED_ON = "trained_on.json"
+
 # Where a trace of a few training steps goes.
 PROFILE = "profile"
 
@@ -79,20 +84,28 @@ class Experiment:
     workdir: Path
 
     @cached_property
+    def source(self) -> Sequence[Any]:
+        """What training reads: the data set's own split, or what was prepared of it."""
+        return _source(self.config, self.dataset)
+
+    @cached_property
     def samples(self) -> list[Sample]:
         return held_out_samples(self.dataset.test, self.reader, self.config.evaluate.num_examples)
 
 
-def open_experiment(config: Config, workdir: Path) -> Experiment:
-    """Prepares the data where they are missing, and the tokenizer where the workdir has none; settles all sizes."""
+def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None = None) -> Experiment:
+    """Prepares the data where they are missing, and the tokenizer where the workdir has none; settles all sizes.
+
+    tokenizer: for a run without a text checkpoint, in place of one that learns from the data.
+    """
     dataset = open_dataset(config.data)
     if has_checkpoint(workdir):
         tokenizer = open_tokenizer(workdir)
     else:
-        tokenizer = _new_tokenizer(config, dataset)
-        if _text_checkpoint(config):
+        tokenizer = tokenizer or _new_tokenizer(config, dataset)
+        if text_checkpoint(config):
             config = replace(config, model=with_room_for(tokenizer, config.model))
-        Origin.read(_named(config)).save(workdir / PRETRAINED)
+        Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
     config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
     _check_split(config)
     model = open_model(config, workdir, tokenizer)
@@ -107,25 +120,34 @@ def open_experiment(config: Config, workdir: Path) -> Experiment:
     if has_checkpoint(workdir):
         images = read_workdir_config(workdir).data.images_per_row
     else:
-        images = settle_images_per_row(dataset.train, reader, tokenizer, config.train.seed)
+        source = _source(config, dataset)
+        if isinstance(source, Prepared):
+            check_made_for(source, config, model, len(dataset.train))
+        images = settle_images_per_row(source, reader, tokenizer, config.train.seed)
     config = with_images_per_row(config, images)
     reader = replace(reader, data=config.data)
     return Experiment(config, model, dataset, reader, workdir)
 
 
-def _named(config: Config) -> dict[str, str]:
+def _source(config: Config, dataset: Dataset) -> Sequence[Any]:
+    return Prepared(config.data.prepared) if config.data.prepared else dataset.train
+
+
+def named_checkpoints(config: Config) -> dict[str, str]:
     """The checkpoints that the run's rooms begin with."""
     return {room: name for room, name in vars(config.pretrained).items() if name}
 
 
-def _text_checkpoint(config: Config) -> str:
+def text_checkpoint(config: Config) -> str:
     """The checkpoint that the run's text embedding comes from; "" where there is none."""
     return config.pretrained.model or config.pretrained.decoder or config.pretrained.encoder
 
 
 def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
-    """That of the text model's checkpoint; trained on the data where there is none."""
-    name = _text_checkpoint(config)
+    """That of the text model's checkpoint; trained on the data, now or when they were prepared, where there is none."""
+    name = text_checkpoint(config)
+    if not name and config.data.prepared:
+        return TrainedTokenizer.load(Prepared(config.data.prepared).directory / "tokenizer.json")
     if not name:
         return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
     checkpoint = open_checkpoint(name)
@@ -133,6 +155,30 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     if tokenizer is None:
         raise UserError(f"{name}: it holds no tokenizer; copy its tokenizer.json there")
     return tokenizer
+
+
+def _keep_prepared(experiment: Experiment) -> None:
+    """Notes in the workdir which prepared data the run began with, and says what they save.
+
+    Raises UserError where the run goes on with others.
+    """
+    source, workdir = experiment.source, experiment.workdir
+    kept, prepared = workdir / TRAINED_ON, isinstance(source, Prepared)
+    if not has_checkpoint(workdir):
+        kept.unlink(missing_ok=True)
+        if prepared:
+            write_json(kept, source.about.as_json())
+    elif prepared != kept.exists():
+        began, here = ("the data set itself", source.directory) if prepared else ("prepared data", "none")
+        raise UserError(
+            f"config.data.prepared: the run in {workdir} began with {began}, and here it is {here}; "
+            "go on as it began, or choose another --workdir"
+        )
+    elif prepared:
+        check_unchanged(source, About.read(kept), workdir)
+    if prepared and source.about.measured:
+        text = f"training on {source.about.store} in {source.directory}, a record: {source.about.gain}"
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_task(config: Config) -> None:
@@ -177,12 +223,13 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     config, model = experiment.config, experiment.model
     check_run(workdir, config)
     _check_trainable(config)
+    _keep_prepared(experiment)
     write_json(workdir / CONFIG, to_dict(config))
     if not has_checkpoint(workdir):
         model.tokenizer.save(workdir)
         write_json(workdir / LABELS, list(experiment.dataset.labels))
     iterator = train_iterator(
-        experiment.dataset.train, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
+        experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
     )
     during = None
     if config.evaluate.every:
@@ -191,7 +238,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         def during(params: Params) -> dict[str, float]:
             return held_out_losses(config, model, params, held_out)
 
-    named, init_params = _named(config), None
+    named, init_params = named_checkpoints(config), None
     if named:
 
         def init_params() -> Params:
@@ -199,7 +246,10 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
             kept = partial(store, model, trainable=settings.trainable)
             floats = "compute" if settings.frozen_dtype == "int8" else settings.frozen_dtype
             abstract = jax.eval_shape(lambda r: kept(init(model, r), frozen_dtype=floats), rng)
-            return kept(read_rooms(model, named, rng, abstract), frozen_dtype=settings.frozen_dtype)
+            params = kept(read_rooms(model, named, rng, abstract), frozen_dtype=settings.frozen_dtype)
+            if isinstance(experiment.source, Prepared) and experiment.source.features:
+                check_tower(experiment.source, params["vision"])
+            return params
 
     state = train(config, model, iterator, workdir, evaluate=during, init_params=init_params, profile=profile)
     return _evaluate(experiment, state.params, int(state.step))

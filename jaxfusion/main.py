@@ -22,6 +22,8 @@ examples:
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
+  jaxfusion --mode prepare --config configs/join.py --config.prepare.store=features --output prepared/join
+  jaxfusion --config configs/join.py --config.data.prepared=prepared/join
   jaxfusion --mode plan --config configs/join.py --config.plan.hardware=h200 --config.plan.topology=1x1x8
 """
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _evaluate(args, overrides)
         elif args.mode == "export":
             _export(args)
+        elif args.mode == "prepare":
+            _prepare(args, overrides)
         elif args.mode == "plan":
             _plan(args, overrides)
         else:
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxfusion: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxfusion: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("jaxfusion: stopped; the same command goes on from what is saved", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
@@ -74,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
     )
-    modes = ("train", "evaluate", "generate", "export", "plan")
+    modes = ("train", "evaluate", "generate", "export", "prepare", "plan")
     parser.add_argument("--mode", choices=modes, default="train", help="default: train")
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
@@ -84,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="PATH",
-        help="export: a new directory, for transformers and servers to load; plan: a JSON file for all numbers",
+        help="export: a new directory, for transformers and servers to load; prepare: a directory for tokenised "
+        "records with resized pictures or the frozen tower's features; plan: a JSON file for all numbers",
     )
     parser.add_argument(
         "--adapters", action="store_true", help="export: the LoRA adapters alone, as PEFT's files, not merged"
@@ -188,6 +193,22 @@ def _export(args: argparse.Namespace) -> None:
     else:
         jaxfusion.save_pretrained(model, params, args.output)
     print(args.output)
+
+
+def _prepare(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.compilation_cache import use_compilation_cache
+    from jaxfusion.config import read_config
+    from jaxfusion.parallel import use_cpu_cores
+    from jaxfusion.prepare import prepare_run
+    from jaxfusion.pretrained.join import expand
+
+    if args.config is None or args.output is None:
+        missing = "--config" if args.config is None else "--output"
+        raise UserError(f"{missing}: none was given; prepare takes --config of an experiment and --output, a directory")
+    config = read_config(args.config, overrides, expand)
+    use_cpu_cores(config.train.batch_size)
+    use_compilation_cache()
+    prepare_run(config, args.output)
 
 
 def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:

@@ -19,19 +19,20 @@ CONFIG, LABELS, PRETRAINED = "config.json", "labels.json", "pretrained"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
 
 # What may differ between two calls of one run: nothing that changes the parameters.
-FREE = ("evaluate", "generate", "plan", "serve", "parallel")
+FREE = ("evaluate", "generate", "plan", "prepare", "serve", "parallel")
 FREE_SETTINGS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
     "train.remat",
     "data.data_dir",
+    "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`
     "data.num_threads",
 )
 
 
-def make_workdir(workdir: Path) -> None:
-    """Makes the directory and tries to write in it. Raises UserError where that cannot be done."""
+def make_workdir(workdir: Path, option: str = "--workdir") -> None:
+    """Makes the directory and tries to write in it. Raises UserError, which names the option, where it cannot."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
@@ -39,12 +40,12 @@ def make_workdir(workdir: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{workdir}: cannot write there ({reason}); choose another --workdir") from error
+        raise UserError(f"{workdir}: cannot write there ({reason}); choose another {option}") from error
 
 
 @contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """Keeps a second training process out of the directory. Raises UserError where one is at work in it."""
+    """Keeps a second process out of the directory. Raises UserError where one is at work in it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(workdir / ".lock", timeout=0)
@@ -52,7 +53,7 @@ def held(workdir: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"{workdir}: another process is training there; wait for it, or choose another --workdir"
+            f"{workdir}: another process is at work there; wait for it, or choose another directory"
         ) from None
     try:
         yield

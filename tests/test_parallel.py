@@ -86,8 +86,7 @@ def results():
     """What each strategy gives on one and on eight devices, from processes that have so many."""
     processes = {}
     for count in (1, 8):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-        environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {"JAX_NUM_CPU_DEVICES": str(count), "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, __file__]
         processes[count] = subprocess.Popen(
             command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

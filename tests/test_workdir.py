@@ -55,7 +55,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path):
-    with held(tmp_path), pytest.raises(UserError, match="another process is training there"), held(tmp_path):
+    with held(tmp_path), pytest.raises(UserError, match="another process is at work there"), held(tmp_path):
         pass
     with held(tmp_path):  # and it is free again
         pass

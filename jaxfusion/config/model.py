@@ -151,7 +151,8 @@ class FeaturesConfig:
     feature_width: int = 512
 
 
-Vision = ResNetConfig | VGGConfig | ViTConfig | LookupConfig | FeaturesConfig
+Network = ResNetConfig | VGGConfig | ViTConfig  # read pixels
+Vision = Network | LookupConfig | FeaturesConfig
 
 
 # --- projector --------------------------------------------------------------------------------------------------------

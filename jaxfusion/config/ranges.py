@@ -25,6 +25,7 @@ LEAST = {
     "evaluate.every": 0,
     "evaluate.num_examples": 0,
     "evaluate.batch_size": 1,
+    "prepare.variants": 1,
     "generate.max_new_tokens": 1,
     "generate.temperature": 0.0,
 }

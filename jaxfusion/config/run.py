@@ -11,6 +11,7 @@ FrozenDtype = Literal["compute", "float32", "int8"]
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: str = "digit_scenes"  # a built-in data set or any prepared TFDS data set with the fields the task reads
+    prepared: str = ""  # a directory that --mode prepare wrote of these data, to train on; "": the data set itself
     data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
     task: Literal["caption", "question_answer", "fill", "classify"] = "caption"
     label: str = "label"  # the field that holds the class, for the task "classify"
@@ -102,6 +103,14 @@ class PlanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What --mode prepare writes of each record of the train split, beside its tokenised text."""
+
+    store: Literal["pixels", "features"] = "pixels"  # the resized picture, or what the frozen vision tower makes of it
+    variants: int = 8  # of a conversation that is learned in random order: all orders, or so many at random
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """The name is kept for the server's settings; it has none yet."""
 
@@ -130,4 +139,5 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

@@ -1,7 +1,7 @@
 """From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ from jaxfusion.config.run import DataConfig
 from jaxfusion.data import builtin
 from jaxfusion.data.best_fit import Room, images_per_row
 from jaxfusion.data.images import read_image, resize_image
-from jaxfusion.data.messages import Image, Message, Sample
+from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import ImageSlots, pack
+from jaxfusion.data.prepared import Columns, Prepared, Record, columns_of
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
+from jaxfusion.data.visits import conversation, groups_of
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
 
@@ -130,13 +132,16 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless shuffled batches of one shape; `get_state()` and `set_state()` tell and set the place, exactly.
 
+    source: a data set's split, or what was prepared of it.
+
     Each visit of a record takes one of its samples at random, or, where a conversation is learned, all of them on the
     same picture in random order. Each visit is in one row, by itself or, with best-fit packing, beside others. The
     order of the batches depends on the number of worker processes, each of which has every n-th record; a place can
     only be set with as many as it was told with.
     """
     data, layout = reader.data, Layout.of(reader.model)
-    slots = ImageSlots.of(reader.model, data.images_per_row)
+    features = isinstance(source, Prepared) and source.features
+    slots = ImageSlots.of(reader.model, data.images_per_row, features=features)
     segments = _segments(source, reader, tokenizer, seed)
     reading = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=2 * batch_size)
     if data.packing == "best-fit":
@@ -175,19 +180,36 @@ def _segments(
     """What training learns from, visit by visit, without end. Raises UserError for a sample that no row can hold."""
     layout = Layout.of(reader.model)
 
-    def choose(record: Any, rng: np.random.Generator) -> Any:
-        samples = reader.samples(record, decode=decode)
-        if layout.predict == "next":
-            group = rng.choice(sorted({sample.group for sample in samples}))
-            samples = [sample for sample in samples if sample.group == group]
-            sample = _dialogue([samples[i] for i in rng.permutation(len(samples))])
-        else:
-            sample = samples[rng.integers(len(samples))]
+    def choose(record: Any, rng: np.random.Generator) -> Segment:
+        groups = groups_of(reader.samples(record, decode=decode), layout)
+        group = groups[rng.integers(len(groups))]
+        sample = conversation([group[i] for i in rng.permutation(len(group))])
         segment = tokenise(sample, tokenizer, layout)
-        _check_fit(sample, segment, reader)
+        _check_fit(sample.id, segment, reader)
         return segment
 
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(choose)
+    def draw(record: Record, rng: np.random.Generator) -> Segment:
+        name, segment = record.draw(rng)
+        _check_fit(name, segment, reader)
+        return segment
+
+    take = draw if isinstance(source, Prepared) else choose
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(take)
+
+
+def prepared_columns(
+    source: Sequence[Any], places: Sequence[int], reader: Reader, tokenizer: Tokenizer, variants: int
+) -> Iterator[Columns]:
+    """What is stored of the records at these places, in order, by the threads and processes of `config.data`."""
+    layout, data = Layout.of(reader.model), reader.data
+
+    def prepare(place: int) -> Columns:
+        rng = np.random.default_rng(place)  # the same, wherever the writing was interrupted
+        return columns_of(reader.samples(source[place]), tokenizer, layout, variants, rng)
+
+    reading = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=max(2 * data.num_threads, 16))
+    columns = grain.MapDataset.source(places).map(prepare).to_iter_dataset(reading)
+    return iter(_in_workers(columns, data.num_workers) if data.num_workers else columns)
 
 
 def _in_workers(batches: grain.IterDataset, num_workers: int) -> grain.IterDataset:
@@ -199,33 +221,22 @@ def _in_workers(batches: grain.IterDataset, num_workers: int) -> grain.IterDatas
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2))
 
 
-def _check_fit(sample: Sample, segment: Segment, reader: Reader) -> None:
-    """Raises UserError, by the sample's id, where no row can hold it: nothing is ever cut off."""
+def _check_fit(name: str, segment: Segment, reader: Reader) -> None:
+    """Raises UserError, by the sample's name, where no row can hold it: nothing is ever cut off."""
     data, (length, images) = reader.data, segment.size
     context = reader.model.text_embedding.max_positions
     if length > data.row_length:
         raise UserError(
-            f"config.data.row_length: sample {sample.id} of {data.name} needs {length} positions, images included, and "
+            f"config.data.row_length: sample {name} of {data.name} needs {length} positions, images included, and "
             f"a row has {data.row_length}; set it to at least {length}"
         )
     if length > context:
         raise UserError(
-            f"config.model.text_embedding.max_positions: sample {sample.id} of {data.name} needs {length} positions, "
+            f"config.model.text_embedding.max_positions: sample {name} of {data.name} needs {length} positions, "
             f"images included, and the model's context is {context}; raise it, or leave the sample out"
         )
     if images > data.images_per_row > 0:
         raise UserError(
-            f"config.data.images_per_row: sample {sample.id} of {data.name} has {images} images and a row has places "
+            f"config.data.images_per_row: sample {name} of {data.name} has {images} images and a row has places "
             f"for {data.images_per_row}; set it to at least {images}"
         )
-
-
-def _dialogue(samples: list[Sample]) -> Sample:
-    """Samples on the same picture as one conversation, in which the picture is shown once."""
-    first, *rest = samples
-    messages = list(first.messages)
-    for sample in rest:
-        question, reply = sample.messages
-        text = tuple(part for part in question.parts if not isinstance(part, Image))
-        messages += [Message("user", text), reply]
-    return Sample(first.id, first.group, tuple(messages))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfusion.batch import Batch
@@ -19,8 +20,11 @@ class ImageSlots(NamedTuple):
     dtype: type
 
     @classmethod
-    def of(cls, model: ModelConfig, number: int) -> "ImageSlots | None":
-        """None where the model sees nothing, or there is nothing to see."""
+    def of(cls, model: ModelConfig, number: int, *, features: bool = False) -> "ImageSlots | None":
+        """None where the model sees nothing, or there is nothing to see.
+
+        features: a network's tokens, computed beforehand in the model's dtype, stand for the pictures.
+        """
         if model.vision is None or number == 0:
             return None
         match model.vision:
@@ -28,6 +32,8 @@ class ImageSlots(NamedTuple):
                 return cls(number, (), np.int32)
             case FeaturesConfig(num_tokens=num_tokens, feature_width=width):
                 return cls(number, (num_tokens, width), np.float32)
+            case network if features:
+                return cls(number, (network.num_tokens, network.feature_width), jnp.dtype(model.dtype).type)
             case network:
                 return cls(number, (network.image_size, network.image_size, 3), np.uint8)
 

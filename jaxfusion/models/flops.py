@@ -88,7 +88,7 @@ def count_flops(
 def flops_of_sizes(config: ModelConfig, sizes: Sizes, trainable: Collection[str] | None = None) -> Flops:
     """As `count_flops`, of a batch's `batch_sizes`, or of their sums over many batches of a kind: they are linear."""
     count, width = _Count(trainable, config.lora), config.width
-    visual = bool(sizes["images"]) and _visual(count, config, sizes["images"])
+    visual = bool(sizes["images"]) and _visual(count, config, sizes["images"], sizes["pictures"])
     live = count.touches("text_embedding")
     between = None
     if isinstance(config.fusion, CrossAttentionFusionConfig):
@@ -245,14 +245,17 @@ def _bilstm(count: _Count, num_layers: int, width: int, tokens: float, live: boo
 # --- what is done for each image --------------------------------------------------------------------------------------
 
 
-def _visual(count: _Count, config: ModelConfig, images: float) -> bool:
+def _visual(count: _Count, config: ModelConfig, images: float, pictures: float) -> bool:
+    """pictures: the images that a network looks at; 0 where its features are given, and no gradient goes further."""
     match config.vision:
+        case ViTConfig() | VGGConfig() | ResNetConfig() if not pictures:
+            live = False
         case ViTConfig() as vision:
-            live = _vit(count, vision, images)
+            live = _vit(count, vision, pictures)
         case VGGConfig() as vision:
-            live = _vgg(count, vision, images)
+            live = _vgg(count, vision, pictures)
         case ResNetConfig() as vision:
-            live = _resnet(count, vision, images)
+            live = _resnet(count, vision, pictures)
         case LookupConfig():
             live = count.touches("vision")
         case FeaturesConfig():

@@ -15,6 +15,7 @@ from jaxfusion.config.model import (
 )
 from jaxfusion.models.attention import Interval, bidirectional, sliding_window
 from jaxfusion.models.fusion import visible_images
+from jaxfusion.models.vision import holds_features
 from jaxfusion.models.vlm import VisualLanguageModel
 
 Sizes = dict[str, Shaped[Array, ""] | float]
@@ -24,6 +25,7 @@ def batch_sizes(config: ModelConfig, batch: Batch) -> Sizes:
     """Scalars that add up over batches and devices, of what is real: padding and empty image slots are not.
 
     samples, tokens, images: segments, positions, images.
+    pictures:       of the images, those that the vision room looks at: none where a network's features are given.
     positions, image_slots:  what the batch has room for.
     targets:        positions that carry loss.
     encoder_tokens: positions that an encoder reads: in front of a causal decoder, the prompts.
@@ -37,6 +39,7 @@ def batch_sizes(config: ModelConfig, batch: Batch) -> Sizes:
         "samples": jnp.sum(jnp.max(segment_ids, axis=1)),
         "tokens": jnp.sum(segment_ids > 0),
         "images": jnp.zeros((), jnp.int32),
+        "pictures": jnp.zeros((), jnp.int32),
         "positions": jnp.asarray(segment_ids.size),
         "image_slots": jnp.zeros((), jnp.int32),
         "targets": jnp.sum(batch.loss_weights != 0),
@@ -45,6 +48,8 @@ def batch_sizes(config: ModelConfig, batch: Batch) -> Sizes:
     if config.vision is not None and images is not None:
         slots = batch.image_segment_ids
         sizes |= {"images": jnp.sum(slots > 0), "image_slots": jnp.asarray(slots.size)}
+        if not holds_features(images, config.vision):
+            sizes["pictures"] = sizes["images"]
         if isinstance(config.fusion, CrossAttentionFusionConfig):
             sizes["fusion_pairs"] = _pairs(visible_images(segment_ids, slots, config.tokens_per_image))
     if isinstance(config.encoder, TransformerConfig):
@@ -59,9 +64,11 @@ def dense_sizes(config: ModelConfig, batch: Batch) -> Sizes:
     rows, length = batch.tokens.shape
     tokens, has_images = rows * length, config.vision is not None and batch.images is not None
     images = rows * batch.images.shape[1] if has_images else 0
+    pictures = images if images and not holds_features(batch.images, config.vision) else 0
     return {
         **dict.fromkeys(("samples", "tokens", "positions", "targets", "encoder_tokens"), tokens),
         **dict.fromkeys(("images", "image_slots"), images),
+        "pictures": pictures,
         **dict.fromkeys(("encoder_pairs", "decoder_pairs"), tokens * length),
         "fusion_pairs": tokens * (images // rows) * config.tokens_per_image if images else 0,
     }

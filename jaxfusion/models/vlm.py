@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from jaxfusion.batch import Batch
+from jaxfusion.batch import Batch, HostOrDevice
 from jaxfusion.config import Config, from_dict
 from jaxfusion.config.model import (
     AddFusionConfig,
@@ -40,7 +40,7 @@ from jaxfusion.models.lora import adapted, check_adapters
 from jaxfusion.models.projector import make_projector
 from jaxfusion.models.text_embedding import TextEmbedding
 from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
-from jaxfusion.models.vision import make_vision
+from jaxfusion.models.vision import look, make_vision
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -100,8 +100,12 @@ class VisualLanguageModel(nn.Module):
         """The row's visual tokens, all images in a line: S = M * K. None where there is nothing to see."""
         if self.config.vision is None or batch.images is None:
             return None
-        tokens = self.projector(self.vision(batch.images))
+        tokens = self.projector(self.look(batch.images))
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+
+    def look(self, images: Shaped[HostOrDevice, "B M ..."]) -> Float[Array, "B M K E"]:
+        """The vision room's tokens, before the projector. Given as `images` again, they stand for the pictures."""
+        return look(self.vision, images)
 
     def encode(
         self, batch: Batch, visual: Float[Array, "B S D"] | None, deterministic: bool = True

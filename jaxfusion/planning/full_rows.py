@@ -1,11 +1,14 @@
 """The batch that a plan is made for: a run's shapes, with as much in them as they can hold."""
 
+from pathlib import Path
+
 import numpy as np
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
 from jaxfusion.config.model import AddFusionConfig, PlaceFusionConfig
 from jaxfusion.data.packing import ImageSlots, pack
+from jaxfusion.data.prepared import ABOUT, About
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 
@@ -13,11 +16,13 @@ from jaxfusion.errors import UserError
 def full_rows(config: Config, rows: int) -> Batch:
     """A Batch of NumPy arrays in the run's shapes: rows without padding, with an image in each of their slots.
 
-    That is one where `config.data.images_per_row` leaves it to the data. Where rows are packed the batch says so, which
-    decides on kernels, though one sample fills each.
+    That is one where `config.data.images_per_row` leaves it to the data; where features are prepared it is the tower's.
+    Where rows are packed the batch says so, which decides on kernels, though one sample fills each.
     """
     model, data = config.model, config.data
-    slots = ImageSlots.of(model, (data.images_per_row or 1) if "image" in data.modalities else 0)
+    features = bool(data.prepared) and About.read(Path(data.prepared) / ABOUT).store == "features"
+    images = (data.images_per_row or 1) if "image" in data.modalities else 0
+    slots = ImageSlots.of(model, images, features=features)
     number, length = slots.number if slots else 0, data.row_length
     place, column = number * model.tokens_per_image, np.arange(length)
     if isinstance(model.fusion, PlaceFusionConfig):

@@ -92,6 +92,22 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstra
     return complete(model, unflatten(leaves), rng)
 
 
+def read_tower(model: Model, checkpoints: Mapping[Room, str], abstract: Params) -> Params:
+    """The room "vision" alone, from the checkpoint that it comes from: its own, or a whole model's.
+
+    abstract: {"vision": shapes}, in the dtypes that the weights are to be read in.
+    Raises UserError for a checkpoint that does not hold all of them, and as `read_params` does.
+    """
+    room = "vision" if "vision" in checkpoints else "model"
+    checkpoint = open_checkpoint(checkpoints[room])
+    family = family_of(checkpoint, FAMILIES)
+    table = family.table(model.config.vision if room == "vision" else model.config)
+    rows = [row for row in table if all(path.startswith("vision/") for path in row.paths)]
+    if {path for row in rows for path in row.paths} != flatten(abstract).keys():
+        raise UserError(f"config.model.vision: the checkpoint {checkpoints[room]} holds no tower; name one that does")
+    return read_params(checkpoint, rows, abstract, ignored=family.ignored, aliases=family.aliases)[0]
+
+
 def open_family_tokenizer(path: Path, family: Family, config: ModelConfig, *, bare: bool = False) -> Tokenizer | None:
     """The tokenizer beside a checkpoint, which lays out images and conversations as its family does; None: there is
     none. bare: as in `load_tokenizer`; a run teaches its own layout."""

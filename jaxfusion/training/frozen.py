@@ -19,13 +19,18 @@ def store(model: Model, params: Params, trainable: tuple[str, ...], frozen_dtype
     Raises UserError as `split` does.
     """
     learned, frozen = split(params, trainable)
+    masters = {path: leaf.astype(jnp.float32) for path, leaf in traverse_util.flatten_dict(learned, sep="/").items()}
+    return join(traverse_util.unflatten_dict(masters, sep="/"), freeze(model, frozen, frozen_dtype))
+
+
+def freeze(model: Model, params: Params, frozen_dtype: FrozenDtype) -> Params:
+    """All of these parameters, which may be a part of the model's, as `store` keeps what does not train."""
     dtype = "float32" if frozen_dtype == "float32" else model.config.dtype
     kept = {
         path: _stored(path, leaf, dtype, frozen_dtype == "int8")
-        for path, leaf in traverse_util.flatten_dict(frozen, sep="/").items()
+        for path, leaf in traverse_util.flatten_dict(params, sep="/").items()
     }
-    masters = {path: leaf.astype(jnp.float32) for path, leaf in traverse_util.flatten_dict(learned, sep="/").items()}
-    return join(traverse_util.unflatten_dict(masters, sep="/"), traverse_util.unflatten_dict(kept, sep="/"))
+    return traverse_util.unflatten_dict(kept, sep="/")
 
 
 def _stored(path: str, leaf: Params, dtype: DTypeLike, in_8_bits: bool) -> Params:

@@ -14,10 +14,10 @@ PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Progress:
-    """Step, loss, rates of what is real, and time to go. A context manager."""
+    """How far something is, in steps or in what `unit` says, and a few words on it. A context manager."""
 
-    def __init__(self, num_steps: int, console: Console | None = None) -> None:
-        self.num_steps = num_steps
+    def __init__(self, num_steps: int, console: Console | None = None, unit: str = "step") -> None:
+        self.num_steps, self.unit = num_steps, unit
         self.console = console or Console()
         self._text = ""
         self._last_line = -SECONDS_BETWEEN_LINES
@@ -44,13 +44,16 @@ class Progress:
             self._bars.update(self._task, completed=step, description=description)
 
     def row(self, step: int, row: Row) -> None:
-        """Shows a training row of metrics.jsonl."""
-        text = describe(row, self.num_steps - step)
+        """Shows a training row of metrics.jsonl: loss, rates of what is real, and time to go."""
+        self.show(step, describe(row, self.num_steps - step))
+
+    def show(self, step: int, text: str) -> None:
+        """Moves the bar and shows the text beside it; without a terminal, a line now and then and at the end."""
         if self._bars:
             self.step(step, text)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or step == self.num_steps:
             self._last_line = time.monotonic()
-            self.say(f"step {step}/{self.num_steps}  {text}")
+            self.say(f"{self.unit} {step}/{self.num_steps}  {text}")
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
@@ -66,9 +69,13 @@ def describe(row: Row, steps_to_go: int) -> str:
         flops = row["model_flops_per_second"]
         parts.append(f"{row['mfu']:.1%} MFU" if "mfu" in row else f"{scaled(flops)}FLOP/s")
         parts.append(f"{row['input_bound']:.0%} input-bound")
-        seconds = round(steps_to_go / row["steps_per_second"])
-        parts.append(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} to go")
+        parts.append(to_go(steps_to_go / row["steps_per_second"]))
     return " · ".join(parts)
+
+
+def to_go(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} to go"
 
 
 def scaled(value: float) -> str:

@@ -54,8 +54,7 @@ sys.exit(main(sys.argv[1:]))
 def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-c", PROGRAM, "--preset", "tiny", *arguments]

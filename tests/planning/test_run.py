@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 
+import ml_dtypes
 import numpy as np
 import pytest
 from rich.console import Console
@@ -98,6 +99,17 @@ def test_full_rows_are_packed_and_have_the_images_that_the_config_says():
     assert batch.packed
     assert batch.images.shape[:2] == (3, 2)
     assert np.sum(batch.visual_index[0] >= 0) == 10
+
+
+def test_prepared_features_stand_in_full_rows(tmp_path):
+    about = {"store": "features", "records": 1, "settings": {}, "variants": 1}
+    (tmp_path / "prepared.json").write_text(json.dumps(about))
+    data = {"row_length": 12, "prepared": str(tmp_path)}
+    model = {"vision": VIT, "width": 8, "dtype": "bfloat16"}
+    batch = full_rows(from_dict(Config, {"model": model, "data": data}), 3)
+    vision = from_dict(Config, {"model": model}).model.vision
+    assert batch.images.shape == (3, 1, vision.num_tokens, vision.feature_width)
+    assert batch.images.dtype == ml_dtypes.bfloat16
 
 
 def test_a_row_that_is_too_short_for_its_image_is_refused():

@@ -173,7 +173,7 @@ def on_four_devices(path: Path) -> dict[str, bool]:
 def in_a_process(num_devices: int, *arguments: str) -> str:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, env=environment)

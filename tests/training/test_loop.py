@@ -201,8 +201,7 @@ LONG_RUN = make_config(
 
 def start(workdir: Path, kill_at: int) -> subprocess.Popen:
     """The long run in a process of its own, which is killed when it has done step `kill_at`; 0: never."""
-    quick_to_compile = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": quick_to_compile}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, str(workdir), str(kill_at)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -19,7 +19,7 @@ METERS = Meters(
 
 
 def step_metrics(loss: float, tokens: int = 100, samples: int = 10) -> dict[str, float]:
-    sizes = {"tokens": tokens, "samples": samples, "positions": 125, "images": 3, "image_slots": 4}
+    sizes = {"tokens": tokens, "samples": samples, "positions": 125, "images": 3, "pictures": 3, "image_slots": 4}
     sizes |= {"targets": 50, "encoder_tokens": 0, "decoder_pairs": 0}
     return {"loss": loss, "accuracy": loss / 2, "gradient_norm": 3.0, **sizes}
 

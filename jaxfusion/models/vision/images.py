@@ -6,12 +6,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import HostOrDevice
-from jaxfusion.config.model import ResNetConfig, VGGConfig, ViTConfig
+from jaxfusion.config.model import Network
 
 
-def fold_images(
-    images: Shaped[HostOrDevice, "B M ..."], config: ResNetConfig | VGGConfig | ViTConfig, dtype: DTypeLike
-) -> Float[Array, "BM H W 3"]:
+def fold_images(images: Shaped[HostOrDevice, "B M ..."], config: Network, dtype: DTypeLike) -> Float[Array, "BM H W 3"]:
     """All images on one axis, in `dtype`: integers as (x / 255 - mean) / std, floats as they are.
 
     Raises ValueError where H or W is not the config's image_size.

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import HostOrDevice
-from jaxfusion.config.model import FeaturesConfig, LookupConfig
+from jaxfusion.config.model import FeaturesConfig, LookupConfig, Network
 
 
 class Lookup(nn.Module):
@@ -36,10 +36,21 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, images: Shaped[HostOrDevice, "B M ..."]) -> Float[Array, "B M K D"]:
         """images: float[B, M, K, D]."""
-        wanted = (self.config.num_tokens, self.config.feature_width)
-        if images.ndim != 4 or images.shape[2:] != wanted or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images are {images.dtype}{list(images.shape)}, but features reads float [B, M, {wanted[0]}, "
-                f"{wanted[1]}]; set vision.num_tokens and vision.feature_width to what the features have"
-            )
-        return jnp.asarray(images, self.dtype)
+        return given_features(images, self.config, self.dtype)
+
+
+def given_features(
+    images: Shaped[HostOrDevice, "B M ..."], config: FeaturesConfig | Network, dtype: DTypeLike
+) -> Float[Array, "B M K D"]:
+    """Features that were computed beforehand, in `dtype`. Raises ValueError for others than the config's."""
+    wanted = (config.num_tokens, config.feature_width)
+    if images.ndim != 4 or images.shape[2:] != wanted or not jnp.issubdtype(images.dtype, jnp.floating):
+        mend = "set vision.num_tokens and vision.feature_width to what the features have"
+        if not isinstance(config, FeaturesConfig):
+            side = config.image_size
+            mend = f"give what this {config.kind} makes of pictures, or pictures as [B, M, {side}, {side}, 3]"
+        raise ValueError(
+            f"images are {images.dtype}{list(images.shape)}, but features reads float [B, M, {wanted[0]}, "
+            f"{wanted[1]}]; {mend}"
+        )
+    return jnp.asarray(images, dtype)

@@ -19,7 +19,7 @@ from jaxfusion.config.model import (
 from jaxfusion.config.presets import PRESETS
 from jaxfusion.errors import UserError
 from jaxfusion.models.check import check
-from jaxfusion.models.vision import make_vision
+from jaxfusion.models.vision import look, make_vision
 
 FLOAT32 = jnp.dtype("float32")
 TINY = {
@@ -205,3 +205,11 @@ def test_wrong_image_shape_is_named_with_the_right_one(name, shape):
 def test_wrong_features_and_ids_are_named(config, images, message):
     with pytest.raises(ValueError, match=message):
         make_vision(config, FLOAT32).init(jax.random.key(0), images)
+
+
+def test_features_are_passed_on_only_where_they_could_be_the_networks_own():
+    network = make_vision(TINY["vit"], FLOAT32)
+    features = np.ones((2, 1, TINY["vit"].num_tokens, TINY["vit"].feature_width), np.float32)
+    np.testing.assert_array_equal(look(network, features), features)
+    with pytest.raises(ValueError, match=r"float32\[2, 1, 4, 6\].*give what this vit makes of pictures"):
+        look(network, np.zeros((2, 1, 4, 6), np.float32))

@@ -1,0 +1,161 @@
+"""What prepared records depend on, and whether a run would make the same ones: any difference is refused by name."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfusion.config import Config, to_dict
+from jaxfusion.config.model import Network
+from jaxfusion.data.prepared import About, Prepared, Setting, check_settings
+from jaxfusion.data.tokenise import Layout
+from jaxfusion.errors import UserError
+from jaxfusion.models.lora import is_adapter
+from jaxfusion.models.vlm import Model, Params, init
+from jaxfusion.pretrained.table import flatten
+from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.text.trained import TrainedTokenizer
+from jaxfusion.training.trainable import trained_paths
+
+# Of `config.data`, what decides on samples; where rows are made of them it is free.
+DATA = ("name", "train_split", "task", "label", "languages", "modalities", "segment_words", "remove_stop_words")
+
+# Of a checkpoint's small files, those that say how pictures are prepared.
+PIXELS = ("preprocessor_config.json", "processor_config.json")
+
+
+def settings_of(config: Config, model: Model, num_records: int, store: str) -> dict[str, Setting]:
+    """By the names that people know them by. The tower's weights, which take time to read, are not among them.
+
+    config: with all sizes settled. num_records: of the train split.
+    """
+    layout, vision = Layout.of(config.model), config.model.vision
+    found = {f"config.data.{name}": _plain(getattr(config.data, name)) for name in DATA}
+    found["the number of records"] = num_records
+    found["what the decoder predicts"] = layout.predict
+    if isinstance(model.tokenizer, TrainedTokenizer):
+        found["config.data.vocab_size"] = config.data.vocab_size
+    else:
+        found["the tokenizer's fingerprint"] = _tokenizer_fingerprint(model.tokenizer)
+    if vision is None or "image" not in config.data.modalities:
+        return found | {"config.model.vision": None}
+    found["config.model.fusion"] = layout.fusion
+    found["config.model.vision.kind"] = vision.kind
+    if isinstance(vision, Network):
+        found["config.model.vision.image_size"] = vision.image_size
+        if model.pixels is None:
+            found["config.data.scaled_decode"] = config.data.scaled_decode
+        else:
+            files = (content for room in model.origin.rooms.values() for content in map(room.get, PIXELS) if content)
+            found["the fingerprint of the checkpoint's image processor"] = _fingerprint(files)
+    found["the positions that an image takes"] = layout.positions_per_image  # which the projector says, too
+    if store == "features":
+        unimportant = ("kind", "scan_layers")  # a scan computes the same
+        settings = {name: value for name, value in to_dict(vision).items() if name not in unimportant}
+        found |= {f"config.model.vision.{name}": _plain(value) for name, value in settings.items()}
+        found["config.model.dtype"] = config.model.dtype
+        found["config.train.frozen_dtype"] = config.train.frozen_dtype
+    return found
+
+
+def check_made_for(prepared: Prepared, config: Config, model: Model, num_records: int) -> None:
+    """Raises UserError where a run of the config would make other records than those that were prepared."""
+    about = prepared.about
+    ours = settings_of(config, model, num_records, about.store)
+    check_settings(
+        about.settings,
+        ours,
+        lambda name, theirs, here: (
+            f"config.data.prepared: {prepared.directory} was prepared with {name} = {theirs!r}, and here it is "
+            f"{here!r}; change it back, or prepare the data again in another --output"
+        ),
+    )
+    if prepared.features:
+        check_frozen_tower(config, model)
+
+
+def check_unchanged(prepared: Prepared, began: About, workdir: Path) -> None:
+    """Raises UserError where the directory has been prepared anew since the run began with it."""
+    theirs, ours = (
+        about.settings | {"store": about.store, "variants": about.variants, "the tower's fingerprint": about.tower}
+        for about in (began, prepared.about)
+    )
+    check_settings(
+        theirs,
+        ours,
+        lambda name, theirs, here: (
+            f"config.data.prepared: the run in {workdir} began with data prepared with {name} = {theirs!r}, and in "
+            f"{prepared.directory} it is {here!r}; name the directory that it began with"
+        ),
+    )
+
+
+def check_frozen_tower(config: Config, model: Model) -> None:
+    """Raises UserError where features computed once would not be what the run's tower makes of pictures throughout."""
+    vision, mend = config.model.vision, "or prepare with config.prepare.store = 'pixels'"
+    if not isinstance(vision, Network) or "image" not in config.data.modalities:
+        kind = vision.kind if vision is not None and "image" in config.data.modalities else "none"
+        raise UserError(f"config.model.vision: {kind} computes no features of pictures; choose a network, {mend}")
+    if not (config.pretrained.vision or config.pretrained.model):
+        raise UserError(
+            "config.model.vision: features are of a tower whose weights come from a checkpoint, and this one's begin "
+            f"at random; name a checkpoint in its place, {mend}"
+        )
+    shapes = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
+    for path in sorted(trained_paths(shapes, config.train.trainable)):
+        if path.startswith("vision/"):
+            raise UserError(
+                f"config.train.trainable: {path} would train, and features are a frozen tower's; leave 'vision/*' "
+                f"out, {mend}"
+            )
+    if adapter := next((path for path in flatten(shapes) if path.startswith("vision/") and is_adapter(path)), None):
+        raise UserError(f"config.model.lora: {adapter} is in the tower, whose features are computed once; {mend[3:]}")
+
+
+def check_tower(prepared: Prepared, tower: Params) -> None:
+    """Raises UserError where the run's tower has other weights than the one that made the features."""
+    if tower_fingerprint(tower) != prepared.about.tower:
+        raise UserError(
+            f"config.data.prepared: the features in {prepared.directory} are of a tower with other weights than the "
+            "run's checkpoint has; name the checkpoint that made them, or prepare the data again in another --output"
+        )
+
+
+def tower_fingerprint(tower: Params) -> str:
+    """Of all weights, as they are computed with."""
+    leaves = sorted(jax.tree_util.tree_leaves_with_path(tower), key=lambda pair: jax.tree_util.keystr(pair[0]))
+    return _fingerprint(
+        part
+        for path, leaf in leaves
+        for part in (
+            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode(),
+            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8),
+        )
+    )
+
+
+def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Of what decides on ids: its vocabulary and merges, its special tokens, and how it lays conversations out."""
+    names = ("pad_id", "bos_id", "sep_id", "eos_id", "stop_ids", "image_id", "mask_id", "prefix")
+    special = [getattr(tokenizer, name) for name in names]
+    image = None if tokenizer.image_id is None else tokenizer.image_ids(1)
+    template = tokenizer.chat_template.source if tokenizer.chat_template else None
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(Path(directory))
+        backend = (Path(directory) / "tokenizer.json").read_bytes()
+    return _fingerprint([backend, repr((special, image, template)).encode()])
+
+
+def _fingerprint(parts: Iterable[Any]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Setting:
+    return list(value) if isinstance(value, tuple) else value
