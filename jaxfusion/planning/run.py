@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
-from jaxfusion.config.model import AddFusionConfig, PlaceFusionConfig
+from jaxfusion.config.model import AddFusionConfig, BiLSTMEncoderConfig, PlaceFusionConfig
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
+from jaxfusion.models.encoder import choose_kernel
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel
@@ -74,7 +77,8 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     """Compiles the run's step for `config.plan`'s hardware.
 
     rows: a step's, over all cards; 0: train.batch_size.
-    Raises UserError for hardware that is not described, JAX without CUDA's compiler, and rows that cannot be shared.
+    Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, and
+    for cuDNN's LSTM.
     """
     config, rows = _settled(config), rows or config.train.batch_size
     mesh, card = described_mesh(config.plan.hardware, config.plan.topology), HARDWARE[config.plan.hardware]
@@ -83,6 +87,7 @@ def plan_run(config: Config, rows: int = 0) -> RunPlan:
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
     row = full_rows(config, 1)
+    _check_encoder(config, row, mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
     where = {"hardware": config.plan.hardware, "topology": config.plan.topology}
     trained = trained_paths(state.params, settings.trainable)
@@ -162,6 +167,18 @@ def full_rows(config: Config, rows: int) -> Batch:
         images=[np.zeros(slots.shape, slots.dtype) for _ in range(number)],
     )
     return pack([[segment]] * rows, length, model.tokens_per_image, slots, packed=data.packing != "none")
+
+
+def _check_encoder(config: Config, row: Batch, mesh: Mesh) -> None:
+    encoder = config.model.encoder
+    if isinstance(encoder, BiLSTMEncoderConfig):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            kernel = choose_kernel(encoder.implementation, jnp.dtype(config.model.dtype), row.packed)
+        if kernel == "cudnn":
+            raise UserError(
+                "config.model.encoder.implementation: the card would run cuDNN's LSTM, which cannot be compiled "
+                "without one; set 'scan' to plan XLA's"
+            )
 
 
 def _settled(config: Config) -> Config:
