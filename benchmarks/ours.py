@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from benchmarks.command_line import environment
 from benchmarks.presets import Preset
@@ -18,13 +19,14 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.hardware import find_hardware
 from jaxfusion.models.flops import count_flops
-from jaxfusion.models.vlm import build
+from jaxfusion.models.vlm import Params, build, forward
 from jaxfusion.parallel import make_parallel
 from jaxfusion.planning import read_program
+from jaxfusion.training.losses import loss_sums
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
-from jaxfusion.training.step import make_step, train_step
-from jaxfusion.training.trainable import trained_paths
+from jaxfusion.training.step import make_step
+from jaxfusion.training.trainable import join, split, trained_paths
 
 LEARNING_RATE = 1e-5  # at which random weights stay finite for as long as anyone times them
 CLIP_NORM = 1.0
@@ -114,9 +116,10 @@ class Ours:
 def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
     """Operations of a training step: XLA's count of the program, and the model's own (`jaxfusion.models.flops`).
 
-    XLA counts a loop's body once, however often it runs. So its count is taken of the same step with the layers laid
-    out one after the other, before compilation, and with attention written out (a library call has no count); the
-    model's count that belongs beside it is the dense one. `loops` says that XLA found others: then its count is short.
+    XLA counts a loop's body once, however often it runs. So its count is of the step's gradient with the layers laid
+    out one after the other, before compilation, with the loss from the logits of all positions, and with attention
+    written out (a library call has no count); the model's count that belongs beside it is the dense one. `loops` says
+    that XLA found others: then its count is short.
     """
     unrolled = {
         name: replace(stack, scan_layers=False)
@@ -128,7 +131,11 @@ def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
     create = partial(create_state, model, optimizer, trainable=preset.trainable)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     state = jax.eval_shape(create, jax.random.key(0))
-    lowered = jax.jit(partial(train_step, model, optimizer)).lower(state, shapes)
+
+    def total_loss(trainable: Params, frozen: Params, batch: Batch) -> Array:
+        return loss_sums(forward(model, join(trainable, frozen), batch), batch).loss
+
+    lowered = jax.jit(jax.grad(total_loss)).lower(*split(state.params, preset.trainable), shapes)
     count = partial(count_flops, preset.model, batch, trainable=trained_paths(state.params, preset.trainable))
     xla, dense = lowered.cost_analysis()["flops"], count("dense").training
     return {

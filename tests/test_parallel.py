@@ -7,8 +7,10 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.model import LookupConfig, ModelConfig, TextEmbeddingConfig, TransformerDecoderConfig
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
+from jaxfusion.models.encoder import BiLSTM
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel, make_parallel
 from jaxfusion.planning import read_program
@@ -78,7 +81,26 @@ def run_in_parts(strategy: str, initial: TrainState) -> dict:
     for number in range(4):
         state, numbers = step(state, parallel.put_batch(make_batch(number)))
         metrics.append({name: float(x) for name, x in parallel.unreplicate(numbers).items()})
-    return {"metrics": metrics, "collectives": sorted(read_program(step).collectives)}
+    return {"metrics": metrics, "collectives": read_program(step).collectives}
+
+
+def recurrent_gradients() -> dict:
+    """Of a BiLSTM by weights and input, on the mesh and without one: how far apart, and what the devices send."""
+    module, ids = BiLSTM(2, "auto", jnp.dtype("float32")), np.tile(np.int32([1, 1, 1, 2, 2, 0]), (ROWS, 1))
+    x = np.random.default_rng(0).standard_normal((*ids.shape, 8)).astype(np.float32)
+    params = module.init(jax.random.key(0), x, ids, True)
+
+    def loss(params: Any, inputs: tuple[Any, Any]) -> jax.Array:
+        return jnp.sum(module.apply(params, *inputs, True) ** 2)
+
+    parallel = make_parallel(ParallelConfig())
+    on_mesh = parallel.compile(jax.grad(loss)).lower(params, (x, ids)).compile()
+    ours = on_mesh(parallel.put_state(params), parallel.put_batch((x, ids)))
+    distances = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), jax.device_get(ours), jax.grad(loss)(params, (x, ids))
+    )
+    sent = read_program(on_mesh).collectives
+    return {"distance": max(jax.tree.leaves(distances)), "leaves": len(jax.tree.leaves(params)), "sent": sent}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +138,16 @@ def test_neither_do_the_parts_that_a_step_takes_its_rows_in(results, strategy):
     for one, many in zip(whole, parts["metrics"], strict=False):  # the losses after the first tell of the updates
         assert abs(one["loss"] - many["loss"]) < 1e-5
         assert many == pytest.approx(one, rel=1e-4)
-    assert parts["collectives"] == ["all-reduce"]  # no row leaves its device
+    assert list(parts["collectives"]) == ["all-reduce"]  # no row leaves its device
+    # A loop's counts as often as it runs: under pmap they come after the last part.
+    assert parts["collectives"] == results[8]["pmap in parts"]["collectives"]
+
+
+def test_a_recurrent_layers_gradients_are_added_up_once_and_not_at_every_time_step(results):
+    recurrent = results[8]["recurrent"]
+    assert recurrent["distance"] < 1e-5
+    assert list(recurrent["sent"]) == ["all-reduce"]
+    assert recurrent["sent"]["all-reduce"] <= recurrent["leaves"]
 
 
 @pytest.mark.parametrize(("devices", "strategy"), [(8, "mesh"), (8, "pmap"), (1, "pmap")])
@@ -177,4 +208,5 @@ if __name__ == "__main__":
     numbers |= {f"{strategy} frozen": run(strategy, frozen) for strategy in ("mesh", "pmap")}
     if jax.device_count() > 1:
         numbers |= {f"{strategy} in parts": run_in_parts(strategy, fresh) for strategy in ("mesh", "pmap")}
+        numbers["recurrent"] = recurrent_gradients()
     print(json.dumps({**numbers, "restored": restore_everywhere(fresh), "refused": refused()}))

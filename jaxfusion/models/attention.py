@@ -184,7 +184,12 @@ def _xla(query: Array, key: Array, value: Array, interval: Interval, scale: floa
     position = jnp.arange(key.shape[1])
     seen = (position >= interval.start[..., None]) & (position < interval.end[..., None])
     seen = seen[:, None, None]
-    logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
-    weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0.0).astype(value.dtype)
-    out = jnp.einsum("bgnts,bsgh->btgnh", weights, value)
+    nothing = jnp.finfo(jnp.float32).min
+    logits = jnp.where(seen, logits, nothing)
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - highest)
+    # What is T x S is passed over as seldom as can be: the output is divided, not the weights.
+    share = jnp.where(highest > nothing, 1 / jnp.sum(weights, axis=-1, keepdims=True), 0)
+    out = jnp.einsum("bgnts,bsgh->bgnth", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    out = jnp.transpose((out * share).astype(value.dtype), (0, 3, 1, 2, 4))
     return out.reshape(*out.shape[:2], -1, head_dim)

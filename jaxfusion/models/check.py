@@ -157,6 +157,8 @@ def _check_projector(config: ModelConfig) -> None:
                 )
         case PerceiverProjectorConfig() | MappingProjectorConfig():
             _positive("projector.num_layers", projector.num_layers)
+            if config.attention == "cudnn" and isinstance(projector, PerceiverProjectorConfig):
+                _refuse("attention", "the perceiver's queries are not its keys, as cuDNN's must be; use 'auto'")
             _divides("projector.num_heads", projector.num_heads, config.width, "the model's width")
 
 
@@ -164,6 +166,8 @@ def _check_cross_attention(config: ModelConfig) -> None:
     stack = interleaved_stack(config)
     if stack is None:
         _refuse("fusion", "cross-attention goes between Transformer layers and there are none; use place or add")
+    if config.attention == "cudnn":
+        _refuse("attention", "cuDNN knows no ranges of an image's keys, as cross-attention has; use 'auto'")
     _divides("fusion.every", config.fusion.every, stack.num_layers, "the Transformer's layers")
     _divides("fusion.num_heads", config.fusion.num_heads, config.width, "the model's width")
 

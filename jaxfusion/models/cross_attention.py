@@ -4,6 +4,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxfusion.config.model import AttentionKernel
 from jaxfusion.models.attention import Interval, attention
 from jaxfusion.models.remat import named
 
@@ -13,6 +14,7 @@ class CrossAttention(nn.Module):
 
     num_heads: int
     dtype: DTypeLike
+    implementation: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(
@@ -27,5 +29,6 @@ class CrossAttention(nn.Module):
             return nn.DenseGeneral((self.num_heads, width // self.num_heads), dtype=self.dtype, name=name)(source)
 
         query, key, value = heads(x, "query"), heads(context, "key"), heads(context, "value")
-        mixed = attention(named(query, "query"), named(key, "key"), named(value, "value"), interval)
+        query, key, value = named(query, "query"), named(key, "key"), named(value, "value")
+        mixed = attention(query, key, value, interval, implementation=self.implementation)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(named(mixed, "attention"))

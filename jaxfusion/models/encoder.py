@@ -8,6 +8,10 @@ from flax import linen as nn
 from jax.experimental import rnn
 from jaxtyping import Array, Float, Int
 
+from jaxfusion.models.rows import on_own_rows, platform
+
+LSTMKernel = Literal["auto", "scan", "cudnn"]
+
 
 class BiLSTM(nn.Module):
     """Bidirectional LSTM layers (Hochreiter & Schmidhuber 1997; Graves & Schmidhuber 2005) over packed rows.
@@ -18,7 +22,7 @@ class BiLSTM(nn.Module):
     """
 
     num_layers: int
-    implementation: Literal["auto", "scan", "cudnn"]
+    implementation: LSTMKernel
     dtype: jnp.dtype
 
     @nn.compact
@@ -40,19 +44,24 @@ class BiLSTM(nn.Module):
                     "bias": self.param(f"layer_{index}_bias", init, (2, 4 * hidden)),
                 }
             )
-        kernel = choose_kernel(self.dtype, packed) if self.implementation == "auto" else self.implementation
-        if kernel == "cudnn":
-            return _cudnn(x, segment_ids, layers, hidden)
-        for layer in layers:
-            x = _scan_layer(x, segment_ids, jax.tree.map(lambda leaf: leaf.astype(self.dtype), layer))
-        return x
+        kernel = choose_kernel(self.implementation, self.dtype, packed)
+        # XLA cannot share out cuDNN's call, and of a scan it would add up the weights' gradients at every time step.
+        return on_own_rows({"cudnn": _cudnn, "scan": _scan}[kernel], x, segment_ids, whole=(layers,))
 
 
-def choose_kernel(dtype: jnp.dtype, packed: bool) -> Literal["scan", "cudnn"]:
-    """cuDNN where it can be had: on one GPU (XLA cannot share out the call's rows over several), in float32 (all that
-    JAX passes on), with one segment a row."""
-    one_gpu = jax.default_backend() == "gpu" and jax.device_count() == 1
-    return "cudnn" if one_gpu and dtype == jnp.float32 and not packed else "scan"
+def choose_kernel(implementation: LSTMKernel, dtype: jnp.dtype, packed: bool) -> Literal["scan", "cudnn"]:
+    """What is forced, or cuDNN where it can be had: on GPUs, in float32 (all that JAX passes on), with one segment a
+    row."""
+    if implementation != "auto":
+        return implementation
+    return "cudnn" if platform() == "gpu" and dtype == jnp.float32 and not packed else "scan"
+
+
+def _scan(x: Array, segment_ids: Array, layers: list[dict[str, Array]]) -> Array:
+    dtype = x.dtype
+    for layer in layers:
+        x = _scan_layer(x, segment_ids, jax.tree.map(lambda leaf: leaf.astype(dtype), layer))
+    return x
 
 
 def _scan_layer(x: Array, segment_ids: Array, layer: dict[str, Array]) -> Array:
@@ -81,8 +90,8 @@ def _scan_layer(x: Array, segment_ids: Array, layer: dict[str, Array]) -> Array:
     return jnp.concatenate([forward, jnp.flip(backward, axis=1)], axis=-1)
 
 
-def _cudnn(x: Array, segment_ids: Array, layers: list[dict[str, Array]], hidden: int) -> Array:
-    lengths = jnp.sum(segment_ids > 0, axis=1, dtype=jnp.int32)
+def _cudnn(x: Array, segment_ids: Array, layers: list[dict[str, Array]]) -> Array:
+    lengths, hidden = jnp.sum(segment_ids > 0, axis=1, dtype=jnp.int32), x.shape[-1] // 2
     zero = jnp.zeros((2 * len(layers), x.shape[0], hidden), x.dtype)
     output, _, _ = rnn.lstm(
         x,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxfusion.config.model import CrossAttentionFusionConfig
+from jaxfusion.config.model import AttentionKernel, CrossAttentionFusionConfig
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.cross_attention import CrossAttention
 from jaxfusion.models.lora import inside
@@ -51,6 +51,7 @@ class GatedCrossAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
+    implementation: AttentionKernel
 
     @nn.compact
     def __call__(
@@ -59,7 +60,7 @@ class GatedCrossAttention(nn.Module):
         def gate(name: str) -> Array:
             return jnp.tanh(self.param(name, nn.initializers.zeros, ())).astype(self.dtype)
 
-        attend = CrossAttention(num_heads=self.num_heads, dtype=self.dtype, name="attention")
+        attend = CrossAttention(self.num_heads, self.dtype, self.implementation, name="attention")
         text = x
         normed = make_norm("layer", 1e-6, self.dtype, "attention_norm")(x)
         x = x + gate("attention_gate") * attend(normed, visual, interval)
@@ -74,11 +75,12 @@ class CrossAttentionFusion(nn.Module):
     config: CrossAttentionFusionConfig
     num_layers: int  # of the Transformer
     dtype: jnp.dtype
+    implementation: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(self, visual: Float[Array, "B S D"], interval: Interval) -> Interleaved:
-        layer, path = GatedCrossAttention(self.config.num_heads, self.dtype, parent=None), (*self.path, "layers")
-        width = visual.shape[-1]
+        layer = GatedCrossAttention(self.config.num_heads, self.dtype, self.implementation, parent=None)
+        path, width = (*self.path, "layers"), visual.shape[-1]
 
         def init_layers(rng: Array) -> Any:
             one = jnp.zeros((1, 1), jnp.int32)

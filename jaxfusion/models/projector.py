@@ -32,7 +32,7 @@ def make_projector(
 ) -> nn.Module:
     """The module that a projector config names: [B, M, K, E] -> [B, M, K', width], computed in `dtype`.
 
-    implementation: of the mapping network's attention.
+    implementation: of the attention, where the projector has any.
     """
     match config:
         case LinearProjectorConfig():
@@ -44,7 +44,7 @@ def make_projector(
         case PoolProjectorConfig():
             return PoolProjector(config, width, dtype)
         case PerceiverProjectorConfig():
-            return PerceiverResampler(config, width, dtype)
+            return PerceiverResampler(config, width, dtype, implementation)
         case MappingProjectorConfig():
             return MappingNetwork(config, width, dtype, implementation)
 
@@ -135,6 +135,7 @@ class PerceiverLayer(nn.Module):
 
     num_heads: int
     dtype: DTypeLike
+    implementation: AttentionKernel
 
     @nn.compact
     def __call__(
@@ -145,7 +146,8 @@ class PerceiverLayer(nn.Module):
 
         normed = norm(latents, "latent_norm")
         context = jnp.concatenate([norm(tokens, "token_norm"), normed], axis=1)
-        latents = latents + CrossAttention(self.num_heads, self.dtype, name="attention")(normed, context, everything)
+        attend = CrossAttention(self.num_heads, self.dtype, self.implementation, name="attention")
+        latents = latents + attend(normed, context, everything)
         return latents + MLP(4 * latents.shape[-1], "gelu", self.dtype, name="mlp")(norm(latents, "mlp_norm"))
 
 
@@ -155,6 +157,7 @@ class PerceiverResampler(nn.Module):
     config: PerceiverProjectorConfig
     width: int
     dtype: DTypeLike
+    implementation: AttentionKernel
 
     @nn.compact
     def __call__(self, x: Float[Array, "B M K E"]) -> Float[Array, "B M Q D"]:
@@ -165,7 +168,8 @@ class PerceiverResampler(nn.Module):
         start = jnp.zeros(latents.shape[:2], jnp.int32)
         everything = Interval(start, start + tokens.shape[1] + config.num_queries)
         for index in range(config.num_layers):
-            latents = PerceiverLayer(config.num_heads, self.dtype, name=f"layer{index}")(latents, tokens, everything)
+            layer = PerceiverLayer(config.num_heads, self.dtype, self.implementation, name=f"layer{index}")
+            latents = layer(latents, tokens, everything)
         latents = make_norm("layer", 1e-6, self.dtype, "final_norm")(latents)
         return rearrange(latents, "(b m) q d -> b m q d", m=num_images)
 

@@ -25,10 +25,16 @@ def row_axes() -> tuple[str, ...]:
     return tuple(name for name, kind in axes if kind == AxisType.Auto) if mesh.size > 1 else ()
 
 
-def on_own_rows(function: Callable[..., Any], *arrays: Any) -> Any:
-    """function(*arrays), whose arrays and results all lead with the row, run by each device on its own rows."""
+def on_own_rows(function: Callable[..., Any], *arrays: Any, whole: tuple[Any, ...] = ()) -> Any:
+    """function(*arrays, *whole), whose arrays and results all lead with the row, run by each device on its own rows.
+
+    whole: what every device has the whole of, such as weights. Their gradients are added up over the devices once,
+        after all of the function's backward pass, whatever loops it has.
+    """
     axes = row_axes()
     if not axes:
-        return function(*arrays)
+        return function(*arrays, *whole)
     rows = PartitionSpec(axes)
-    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*arrays)
+    specs = (rows,) * len(arrays) + (PartitionSpec(),) * len(whole)
+    run = jax.shard_map(function, in_specs=specs, out_specs=rows, axis_names=set(axes), check_vma=False)
+    return run(*arrays, *whole)

@@ -63,7 +63,8 @@ class VisualLanguageModel(nn.Module):
             self.vision = make_vision(config.vision, dtype, config.attention)
             self.projector = make_projector(config.projector, config.width, dtype, config.attention)
             if isinstance(config.fusion, CrossAttentionFusionConfig):
-                self.fusion = fusion.CrossAttentionFusion(config.fusion, interleaved_stack(config).num_layers, dtype)
+                num_layers = interleaved_stack(config).num_layers
+                self.fusion = fusion.CrossAttentionFusion(config.fusion, num_layers, dtype, config.attention)
         match config.encoder:
             case TransformerConfig():
                 self.encoder = self._layers(config.encoder)

@@ -1,16 +1,20 @@
 """What one training step takes on GPUs that are not there: whether it fits, what it launches and sends, and how fast it
 could be at best."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import BiLSTMEncoderConfig, ModelConfig
 from jaxfusion.config.run import TrainConfig
+from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
+from jaxfusion.models.encoder import choose_kernel
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel
@@ -70,11 +74,13 @@ def plan_step(
     """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
 
     batch: NumPy arrays of all cards' rows.
-    Raises UserError for hardware that is not described, JAX without CUDA's compiler, and rows that cannot be shared.
+    Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, and
+    cuDNN's LSTM.
     """
     mesh, rows = described_mesh(hardware, topology), batch.tokens.shape[0]
     MeshParallel(mesh).check_batch_size("config.train.batch_size", rows, settings.accumulate)
-    model, optimizer = build(_without_cudnn_lstm(config)), make_optimizer(settings)
+    _check_encoder(config, batch, mesh)
+    model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
     compiled = compile_for(make_step(model, optimizer, settings), state, batch, hardware=hardware, topology=topology)
@@ -90,11 +96,15 @@ def plan_step(
     )
 
 
-def _without_cudnn_lstm(config: ModelConfig) -> ModelConfig:
-    """cuDNN's LSTM cannot be compiled without a card: it is planned as XLA's loop."""
-    if not isinstance(config.encoder, BiLSTMEncoderConfig):
-        return config
-    return replace(config, encoder=replace(config.encoder, implementation="scan"))
+def _check_encoder(config: ModelConfig, batch: Batch, mesh: Mesh) -> None:
+    if isinstance(config.encoder, BiLSTMEncoderConfig):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            kernel = choose_kernel(config.encoder.implementation, jnp.dtype(config.dtype), batch.packed)
+        if kernel == "cudnn":
+            raise UserError(
+                "config.model.encoder.implementation: the card would run cuDNN's LSTM, which cannot be compiled "
+                "without one; set 'scan' to plan XLA's"
+            )
 
 
 def _bytes(tree: Any) -> int:

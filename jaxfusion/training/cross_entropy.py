@@ -19,6 +19,8 @@ from jaxfusion.models.rows import row_axes
 
 # Logits that are held at once, about; a chunk is never fewer positions, or the matrix would be read too often.
 MAX_LOGITS, MIN_POSITIONS = 1 << 25, 256
+# Where all would fit one chunk they are still so many, of no fewer positions, so that those without a loss are skipped.
+CHUNKS, MIN_POSITIONS_OF_MANY = 8, 64
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def linear_cross_entropy(
     """The sums for the logits `hidden @ matrix.T`, which are formed in float32 from operands of hidden's dtype.
 
     It can be differentiated once, by hidden and matrix; whichever is not asked for costs nothing.
-    max_logits: about how many are held at once; where there are no more in all, they are one chunk.
+    max_logits: about how many are held at once.
     """
     loss, correct = _sums(options, max_logits, hidden, matrix, targets, weights)
     return LossSums(loss, jnp.sum(weights), correct)
@@ -82,7 +84,8 @@ def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) 
     """(loss, correct, log-normaliser of each position)"""
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     # A sum over a comparison, not a gather: its gradient is one fused pass and not a scatter into all logits.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    classes = jnp.arange(logits.shape[-1])
+    is_target = classes == targets[..., None]
     spread = options.label_smoothing
     likely = (1 - spread) * jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
     if spread:
@@ -90,8 +93,10 @@ def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) 
     losses = normaliser - likely
     if options.z_loss:
         losses += options.z_loss * normaliser**2
-    correct = jnp.argmax(logits, axis=-1) == targets
-    return jnp.sum(weights * losses), jnp.sum(weights * correct), normaliser
+    # The first of the highest, as jnp.argmax, whose pairs of value and index XLA's CPU takes one at a time.
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    best = jnp.min(jnp.where(logits == highest, classes, logits.shape[-1]), axis=-1)
+    return jnp.sum(weights * losses), jnp.sum(weights * (best == targets)), normaliser
 
 
 def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, options: CrossEntropy) -> Array:
@@ -162,17 +167,15 @@ def _run(
     weights: Float[Array, "B T"],
 ) -> tuple[Array, Array, Array | None, Array | None]:
     """(loss, correct, gradient of the loss by hidden, by matrix)"""
-    num_rows, num_columns, _ = hidden.shape
     narrow = matrix.astype(hidden.dtype)
-
     vocab, width = matrix.shape
     # Gradients go through the classes in blocks, whose products are small beside the logits.
     block = min(vocab, max(1, max_logits // (4 * max(width, MIN_POSITIONS))))
     block = -(-vocab // -(-vocab // block))  # as many blocks, of equal size, so that hardly a class is done twice
 
     def chunk(hidden: Array, targets: Array, weights: Array, by_matrix: Array | None) -> tuple[Any, ...]:
-        """by_matrix: float32[V, D], to be added to."""
-        logits = jnp.einsum("btd,vd->btv", hidden, narrow, preferred_element_type=jnp.float32)
+        """hidden: [P, D]; by_matrix: float32[V, D], to be added to."""
+        logits = jnp.einsum("pd,vd->pv", hidden, narrow, preferred_element_type=jnp.float32)
         cap = options.softcap
         logits = cap * jnp.tanh(logits / cap) if cap else logits
         loss, correct, normaliser = _read(logits, targets, weights, options)
@@ -180,16 +183,16 @@ def _run(
         def add_block(index: Array, carry: tuple[Array | None, Array | None]) -> tuple[Array | None, Array | None]:
             by_hidden, by_matrix = carry
             first = jnp.minimum(index * block, vocab - block)
-            part = jax.lax.dynamic_slice_in_dim(logits, first, block, axis=2)
+            part = jax.lax.dynamic_slice_in_dim(logits, first, block, axis=1)
             by_logits = _by_logits(part, targets - first, normaliser, vocab, options) * weights[..., None]
             # The last block begins earlier than it would, and what the one before it has done is done.
             new = first + jnp.arange(block) >= index * block
             by_logits = jnp.where(new, by_logits, 0).astype(hidden.dtype)
             if for_hidden:
                 rows = jax.lax.dynamic_slice_in_dim(narrow, first, block)
-                by_hidden += jnp.einsum("btv,vd->btd", by_logits, rows, preferred_element_type=jnp.float32)
+                by_hidden += jnp.einsum("pv,vd->pd", by_logits, rows, preferred_element_type=jnp.float32)
             if for_matrix:
-                more = jnp.einsum("btv,btd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
+                more = jnp.einsum("pv,pd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
                 more += jax.lax.dynamic_slice_in_dim(by_matrix, first, block)
                 by_matrix = jax.lax.dynamic_update_slice_in_dim(by_matrix, more, first, axis=0)
             return by_hidden, by_matrix
@@ -200,13 +203,18 @@ def _run(
         return loss, correct, by_hidden.astype(hidden.dtype) if for_hidden else None, by_matrix
 
     nothing = jnp.zeros(matrix.shape, jnp.float32) if for_matrix else None
-    step = max(max_logits // matrix.shape[0], MIN_POSITIONS) // num_rows
-    if max(step, 1) >= num_columns:
-        loss, correct, by_hidden, by_matrix = chunk(hidden, targets, weights, nothing)
-    else:
-        arrays = (hidden, targets, weights, nothing)
-        loss, correct, by_hidden, by_matrix = _run_chunks(chunk, max(step, 1), for_hidden, *arrays)
-    return loss, correct, by_hidden, None if by_matrix is None else by_matrix.astype(matrix.dtype)
+    positions = (hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1))
+    step = _chunk_size(targets.size, vocab, max_logits)
+    loss, correct, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, *positions, nothing)
+    by_hidden = by_hidden.reshape(hidden.shape) if for_hidden else None
+    return loss, correct, by_hidden, by_matrix.astype(matrix.dtype) if for_matrix else None
+
+
+def _chunk_size(num_positions: int, vocab: int, max_logits: int) -> int:
+    step = max(max_logits // vocab, MIN_POSITIONS)
+    if step < num_positions:
+        return step
+    return min(num_positions, max(num_positions // CHUNKS, MIN_POSITIONS_OF_MANY))
 
 
 def _for_each(count: int, body: Any, carry: Any) -> Any:
@@ -217,34 +225,28 @@ def _run_chunks(
     chunk: Any,
     step: int,
     for_hidden: bool,
-    hidden: Shaped[Array, "B T D"],
-    targets: Int[Array, "B T"],
-    weights: Float[Array, "B T"],
+    hidden: Shaped[Array, "N D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
     by_matrix: Float[Array, "V D"] | None,
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """`step` columns of every row at a time, after each row's positions with a weight have been moved to its front."""
-    order = jnp.argsort(weights == 0, axis=1, stable=True)
-    num_chunks = -(-jnp.max(jnp.sum(weights != 0, axis=1)) // step)
-    padding = -hidden.shape[1] % step
-
-    def front(values: Array) -> Array:
-        more = (1,) * (values.ndim - 2)
-        moved = jnp.take_along_axis(values, order.reshape(order.shape + more), axis=1)
-        return jnp.pad(moved, ((0, 0), (0, padding)) + ((0, 0),) * len(more))
-
-    moved = tuple(front(values) for values in (hidden, targets, weights))
+    """`step` positions at a time, of those with a weight alone, which are moved to the front."""
+    order = jnp.argsort(weights == 0, stable=True)
+    num_chunks = -(-jnp.sum(weights != 0) // step)
+    padding = -len(order) % step
+    moved = tuple(
+        jnp.pad(values[order], ((0, padding),) + ((0, 0),) * (values.ndim - 1)) for values in (hidden, targets, weights)
+    )
 
     def body(index: Array, carry: tuple) -> tuple:
         loss, correct, by_hidden, by_matrix = carry
-        parts = (jax.lax.dynamic_slice_in_dim(values, index * step, step, axis=1) for values in moved)
+        parts = (jax.lax.dynamic_slice_in_dim(values, index * step, step) for values in moved)
         more_loss, more_correct, part, by_matrix = chunk(*parts, by_matrix)
         if for_hidden:
-            by_hidden = jax.lax.dynamic_update_slice_in_dim(by_hidden, part, index * step, axis=1)
+            by_hidden = jax.lax.dynamic_update_slice_in_dim(by_hidden, part, index * step, axis=0)
         return loss + more_loss, correct + more_correct, by_hidden, by_matrix
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jnp.zeros_like(moved[0]) if for_hidden else None, by_matrix)
     loss, correct, by_hidden, by_matrix = jax.lax.fori_loop(0, num_chunks, body, start)
-    if for_hidden:
-        by_hidden = jnp.take_along_axis(by_hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
-    return loss, correct, by_hidden, by_matrix
+    return loss, correct, by_hidden[jnp.argsort(order)] if for_hidden else None, by_matrix

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.run import TrainConfig
 from jaxfusion.models.remat import Remat, rematerialised
+from jaxfusion.models.rows import row_axes
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.training.losses import LossSums, forward_loss
@@ -42,8 +44,8 @@ def train_step(
     z_loss, label_smoothing: as in `CrossEntropy`; what is minimised, and what the metrics call loss.
     remat: what the backward pass computes again, see `jaxfusion.models.remat`.
     accumulate: parts of the rows that are taken one after the other. Their gradients are added up, in float32, and
-        divided once, so the update is that of all rows at once but for dropout, which each part has its own. It must
-        divide the rows that each device holds.
+        divided once, so the update is that of all rows at once but for dropout, which each part has its own, and on a
+        mesh each device. It must divide the rows that each device holds.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
         and the batch's sizes, see `jaxfusion.models.sizes`.
     """
@@ -53,7 +55,7 @@ def train_step(
 
     trainable, frozen = split(state.params, state.trainable)
 
-    def summed_loss(trainable: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
+    def summed_loss(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
         params = join(trainable, frozen)
         with rematerialised(remat):
             sums = forward_loss(model, params, batch, rng, z_loss=z_loss, label_smoothing=label_smoothing)
@@ -61,16 +63,10 @@ def train_step(
 
     differentiate = jax.grad(summed_loss, has_aux=True)
     if accumulate == 1:
-        gradients, sums = differentiate(trainable, batch, dropout_rng)
+        gradients, sums = differentiate(trainable, frozen, batch, dropout_rng)
     else:
-
-        def add(total: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
-            return jax.tree.map(jnp.add, total, differentiate(trainable, *part)), None
-
-        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * 3)
-        start = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable), nothing)
-        parts = (_parts(batch, accumulate), jax.random.split(dropout_rng, accumulate))
-        (gradients, sums), _ = jax.lax.scan(add, start, parts)
+        in_parts = _in_parts(differentiate, accumulate)
+        gradients, sums = in_parts(trainable, frozen, batch, dropout_rng)
     sizes = batch_sizes(model.config, batch)
     if axis_name is not None:
         gradients, sums, sizes = jax.lax.psum((gradients, sums, sizes), axis_name)
@@ -95,9 +91,35 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, settings: T
     return partial(train_step, model, optimizer, **{name: getattr(settings, name) for name in names})
 
 
+def _in_parts(differentiate: Callable[..., tuple[Params, LossSums]], count: int) -> Callable[..., Any]:
+    """`differentiate(trainable, frozen, batch, rng)` of `count` parts of the rows one after the other, added up.
+
+    On a mesh each device takes its own rows in parts, and the devices' sums are added up once, after the last.
+    """
+
+    def run(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
+        def add(total: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
+            return jax.tree.map(jnp.add, total, differentiate(trainable, frozen, *part)), None
+
+        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * 3)
+        start = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable), nothing)
+        sums, _ = jax.lax.scan(add, start, (_parts(batch, count), jax.random.split(rng, count)))
+        return sums
+
+    axes = row_axes()
+    if not axes:
+        return run
+
+    def run_and_add(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
+        return jax.lax.psum(run(trainable, frozen, batch, jax.random.fold_in(rng, jax.lax.axis_index(axes))), axes)
+
+    whole, rows = PartitionSpec(), PartitionSpec(axes)
+    inputs = (whole, whole, rows, whole)
+    return jax.shard_map(run_and_add, in_specs=inputs, out_specs=whole, axis_names=set(axes), check_vma=False)
+
+
 def _parts(batch: Batch, count: int) -> Batch:
-    """Every count-th row, on a new leading axis: of rows that lie on the devices in blocks, each has its share of every
-    part where they are."""
+    """Every count-th row, on a new leading axis."""
 
     def split_rows(leaf: Array) -> Array:
         return jnp.swapaxes(leaf.reshape(-1, count, *leaf.shape[1:]), 0, 1)

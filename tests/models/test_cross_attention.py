@@ -33,8 +33,9 @@ def test_each_query_attends_to_its_interval_of_the_context():
     module = CrossAttention(num_heads=3, dtype=jnp.dtype("float32"))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x, context, interval)["params"]
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) / 3, shapes)
-    out = jax.jit(module.apply)({"params": params}, x, context, interval)
-    np.testing.assert_allclose(out, reference(params, x, context, start, end, num_heads=3), atol=2e-5)
+    for implementation in ("auto", "pallas"):
+        out = jax.jit(module.clone(implementation=implementation).apply)({"params": params}, x, context, interval)
+        np.testing.assert_allclose(out, reference(params, x, context, start, end, num_heads=3), atol=2e-5)
 
 
 def test_heads_that_do_not_divide_the_width_are_named():

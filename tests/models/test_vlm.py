@@ -313,6 +313,20 @@ def test_a_model_that_names_the_gpus_kernel_can_be_made_anywhere():
     assert jaxfusion.init(model, jax.random.key(0)).keys() == {"text_embedding", "vision", "projector", "decoder"}
 
 
+PERCEIVER = {"kind": "perceiver", "num_queries": 4, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize("settings", [dict(projector=PERCEIVER), dict(fusion="cross-attention")], ids=str)
+def test_a_forced_kernel_is_in_every_attention(settings):
+    model = make_model(**settings, attention="pallas")
+    params = jax.eval_shape(partial(jaxfusion.init, model), jax.random.key(0))
+    segment = random_segment(np.random.default_rng(0), model, model.config.fusion.kind, 1)
+    batch = pack([[segment]], 16, model.config.tokens_per_image)
+    program = str(jax.make_jaxpr(partial(jaxfusion.forward, model))(params, batch))
+    # One in the decoder's layers, and one in the projector or in the layers between.
+    assert program.count("name=flash_attention_forward") == 2
+
+
 def test_bfloat16_computation_stays_near_float32_and_gives_float32_logits():
     exact, rough = make_model(), make_model(dtype="bfloat16")
     params = jaxfusion.init(exact, jax.random.key(0))
@@ -336,6 +350,8 @@ def test_bfloat16_computation_stays_near_float32_and_gives_float32_logits():
         (dict(decoder=TRANSFORMER | {"attention_softcap": 2.0}, attention="cudnn"), "attention"),
         (dict(decoder=TRANSFORMER | {"image_attention": "bidirectional"}, attention="cudnn"), "attention"),
         (dict(decoder=TRANSFORMER | {"image_attention": "bidirectional"}, fusion="add"), "decoder.image_attention"),
+        (dict(decoder=TRANSFORMER, fusion="cross-attention", attention="cudnn"), "attention"),
+        (dict(projector="perceiver", attention="cudnn"), "attention"),
         (dict(decoder=TRANSFORMER | {"windows": ()}), "decoder.windows"),
         (dict(decoder=TRANSFORMER | {"windows": (4, -1)}), "decoder.windows"),
         (dict(decoder=TRANSFORMER | {"ropes": ()}), "decoder.ropes"),

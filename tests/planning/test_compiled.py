@@ -18,7 +18,19 @@ MODEL = {
     | {"mlp_width": 64},
     "decoder": {"kind": "transformer", "num_layers": 1, "num_heads": 1},
 }
-BILSTM = {"width": 16, "vision": None, "fusion": "add", "encoder": "bilstm", "decoder": "token-classifier"}
+BILSTM = {
+    "width": 16,
+    "vision": None,
+    "fusion": "add",
+    "encoder": {"kind": "bilstm", "implementation": "scan"},
+    "decoder": "token-classifier",
+}
+    "width": 16,
+    "vision": None,
+    "fusion": "add",
+    "encoder": {"kind": "bilstm", "implementation": "scan"},
+    "decoder": "token-classifier",
+}
 
 
 def config_of(model: dict, **plan) -> Config:

@@ -17,9 +17,11 @@ from jaxfusion.models.check import check_batch
 from jaxfusion.planning import Program
 from jaxfusion.planning.full_rows import full_rows
 from jaxfusion.planning.largest import best_fit, next_rows
+from jaxfusion.planning.run import plan_run
 from jaxfusion.planning.show import show_plan
 from jaxfusion.planning.step import StepPlan
 from jaxfusion.planning.summary import to_json
+from tests.planning.cuda import needs_cuda_build
 
 VIT = {"kind": "vit", "image_size": 8, "patch_size": 4, "width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8}
 
@@ -61,6 +63,15 @@ def test_the_search_ends_at_the_largest_batch(unit, first, fixed, a_row):
         rows = next_rows(known, unit, limit)
     largest = max((rows for rows, size in known.items() if size <= limit), default=0)
     assert size(largest + max(unit, largest // 50) + unit) > limit
+
+
+@needs_cuda_build
+def test_cudnns_lstm_which_the_card_would_run_is_refused():
+    model = {"width": 8, "text_embedding": {"vocab_size": 9}, "encoder": "bilstm", "decoder": "token-classifier"}
+    data = {"row_length": 8, "packing": "none", "modalities": ["text"]}
+    config = from_dict(Config, {"model": model, "data": data, "plan": {"topology": "1x1x2"}})
+    with pytest.raises(UserError, match=r"config\.model\.encoder\.implementation: .*set 'scan'"):
+        plan_run(config)
 
 
 def test_the_best_fit_has_most_rows():

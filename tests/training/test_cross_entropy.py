@@ -17,7 +17,7 @@ OPTIONS = {
     "soft-cap": CrossEntropy(softcap=2.0),
     "all": CrossEntropy(softcap=3.0, z_loss=0.05, label_smoothing=0.1),
 }
-# Logits at once: a chunk has at least 256 positions, so there are five; and the 37 classes go in blocks of four.
+# Logits at once: chunks of 256 positions, and the 37 classes in blocks of four; or of an eighth of all, and no blocks.
 CHUNKED, WHOLE = 1024, 1 << 25
 
 
@@ -45,7 +45,7 @@ def distance(ours, theirs) -> float:
     return float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
 
 
-@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["chunks", "whole"])
+@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_values_and_gradients_are_the_plain_losses(name, max_logits):
     options, (hidden, matrix, targets, weights) = OPTIONS[name], arrays()
@@ -63,7 +63,7 @@ def test_values_and_gradients_are_the_plain_losses(name, max_logits):
     assert (np.asarray(gradients[0])[np.asarray(weights) == 0] == 0).all()
 
 
-@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["chunks", "whole"])
+@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
 def test_the_other_sums(max_logits):
     hidden, matrix, targets, weights = arrays()
     targets = jnp.where(jnp.arange(COLUMNS) % 2, jnp.argmax(hidden @ matrix.T, -1), targets)
@@ -72,6 +72,31 @@ def test_the_other_sums(max_logits):
     assert sums.weight == theirs.weight
     assert 0.4 < sums.accuracy < 0.7
     assert sums.correct == pytest.approx(float(theirs.correct), rel=1e-6)
+
+
+@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
+def test_positions_without_a_weight_are_not_computed(max_logits):
+    hidden, matrix, targets, _ = arrays()
+    # Two chunks full of them, mostly in one row.
+    count = 2 * {CHUNKED: 256, WHOLE: ROWS * COLUMNS // 8}[max_logits]
+    carry = np.sort(np.random.default_rng(1).permutation(count + 100)[:count])
+    weights = jnp.zeros(ROWS * COLUMNS).at[carry].set(0.5).reshape(ROWS, COLUMNS)
+    absent = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
+
+    def ours(hidden, matrix):
+        return linear_cross_entropy(hidden, matrix, targets, weights, max_logits=max_logits).loss
+
+    value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(absent, matrix)
+    expected, wanted = jax.value_and_grad(partial(plain, CrossEntropy()), argnums=(0, 1))(
+        hidden, matrix, targets, weights
+    )
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    assert max(map(distance, gradients, wanted)) < 1e-5
+
+
+def test_the_first_of_equal_logits_is_the_models_choice():
+    logits = jnp.zeros((2, 5)).at[:, 2:4].set(1.0)
+    assert logits_loss(logits, jnp.array([2, 3]), jnp.ones(2)).correct == 1
 
 
 def test_no_weight_at_all_is_no_loss_and_no_gradient():
