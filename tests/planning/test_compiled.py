@@ -25,12 +25,6 @@ BILSTM = {
     "encoder": {"kind": "bilstm", "implementation": "scan"},
     "decoder": "token-classifier",
 }
-    "width": 16,
-    "vision": None,
-    "fusion": "add",
-    "encoder": {"kind": "bilstm", "implementation": "scan"},
-    "decoder": "token-classifier",
-}
 
 
 def config_of(model: dict, **plan) -> Config:
