@@ -154,7 +154,7 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.data.tasks import prepare_text
-    from jaxfusion.evaluation.evaluate import sampler_of
+    from jaxfusion.evaluation.evaluate import sampling_of
     from jaxfusion.generation.classify import classify
     from jaxfusion.generation.generate import generate
     from jaxfusion.text.postprocess import postprocess
@@ -168,8 +168,17 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     if config.model.decoder.kind == "pooled-classifier":
         (text,) = classify(model, params, prompts, images, labels=read_labels(workdir))
     else:
-        new_tokens = config.generate.max_new_tokens
-        (text,) = generate(model, params, prompts, images, max_new_tokens=new_tokens, sampler=sampler_of(config))
+        wanted = config.generate
+        (text,) = generate(
+            model,
+            params,
+            prompts,
+            images,
+            max_new_tokens=wanted.max_new_tokens,
+            sampling=sampling_of(wanted),
+            seed=wanted.seed,
+            stop=wanted.stop,
+        )
     print(postprocess(text) if config.evaluate.postprocess else text)
 
 

@@ -27,7 +27,8 @@ LEAST = {
     "evaluate.batch_size": 1,
     "prepare.variants": 1,
     "generate.max_new_tokens": 1,
-    "generate.temperature": 0.0,
+    "generate.seed": 0,
+    "generate.num_beams": 1,
 }
 
 

@@ -93,6 +93,14 @@ class EvaluateConfig:
 class GenerateConfig:
     max_new_tokens: int = 64
     temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # draw from so many most probable tokens; 0: all
+    top_p: float = 1.0  # draw from the fewest tokens that together have this probability
+    min_p: float = 0.0  # draw from those that have this share of the most probable one's
+    repetition_penalty: float = 1.0  # logits of tokens that are there already are divided by it
+    seed: int = 0  # of the draws
+    stop: tuple[str, ...] = ()  # texts before the first of which an answer ends
+    num_beams: int = 1  # more: beam search, which draws nothing
+    length_penalty: float = 1.0  # a beam's log-probability is divided by its length to this power
 
 
 @dataclass(frozen=True, kw_only=True)

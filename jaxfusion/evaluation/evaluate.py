@@ -1,7 +1,7 @@
 """Evaluation on held-out samples: test loss and accuracy, and what the model says against what is true."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -10,14 +10,17 @@ import numpy as np
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
-from jaxfusion.config.run import ParallelConfig
+from jaxfusion.config.run import GenerateConfig, ParallelConfig
 from jaxfusion.data.loader import Reader
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
+from jaxfusion.errors import UserError
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
+from jaxfusion.generation.beams import Beams
+from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.generate import answer_messages
-from jaxfusion.generation.sampling import Greedy, Sampler, Temperature
+from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.text.postprocess import postprocess
@@ -43,9 +46,14 @@ class Evaluation:
     confusion: np.ndarray | None = None
 
 
-def sampler_of(config: Config) -> Sampler:
-    temperature = config.generate.temperature
-    return Temperature(temperature=temperature) if temperature > 0 else Greedy()
+def sampling_of(config: GenerateConfig) -> Sampling | Beams:
+    """How answers are chosen. Raises UserError, by the setting's full name, for a value that means nothing."""
+    if config.num_beams > 1:
+        return Beams(num_beams=config.num_beams, length_penalty=config.length_penalty)
+    try:
+        return Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
+    except UserError as error:
+        raise UserError(f"config.generate.{error}") from None
 
 
 def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[Sample]:
@@ -145,7 +153,7 @@ def _read(model: Model, params: Params, batch: Batch) -> tuple[LossSums, jax.Arr
 def _generated(
     config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel, size: int
 ) -> list[str]:
-    predictions = []
+    predictions, params = [], decoding_params(params)
     for start in range(0, len(samples), size):
         prompts = [sample.messages[:-1] for sample in samples[start : start + size]]
         filled = prompts + prompts[:1] * (size - len(prompts))
@@ -154,7 +162,9 @@ def _generated(
             params,
             filled,
             max_new_tokens=config.generate.max_new_tokens,
-            sampler=sampler_of(config),
+            sampling=sampling_of(config.generate),
+            seed=config.generate.seed + start,
+            stop=config.generate.stop,
             put_batch=parallel.put_batch,
         )
         predictions += answers[: len(prompts)]

@@ -1,20 +1,179 @@
-"""Autoregressive decoding with a KV cache: a whole batch under one jit, prompts of any length side by side."""
+"""Autoregressive decoding: prompts are read into caches of keys and values, and answers grow by blocks of tokens.
+
+params = decoding_params(params)
+state = prefill(model, num_positions, params, batch, Wanted.of([sampling], [seed], [limit]))
+tokens, state = decode_block(model, NUM_TOKENS, eos, params, state)          # donates the state; again until all ended
+
+Every row has settings, key and limit of its own, and nothing of a row depends on those beside it.
+"""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import TransformerDecoderConfig
 from jaxfusion.errors import UserError
-from jaxfusion.generation.sampling import Greedy, Sampler
+from jaxfusion.generation.sampling import GREEDY, Sampling, Samplings, draw, seed_keys
+from jaxfusion.models.stack import Unstacked
 from jaxfusion.models.transformer import KVCache
 from jaxfusion.models.vlm import Model, Params, apply
+
+# Tokens that a program chooses before the host looks whether all rows have ended.
+BLOCK = 16
+
+# Caches are a multiple of this long, so that prompts of nearly the same length share one program.
+BUCKET = 32
+
+
+@struct.dataclass
+class Wanted:
+    """What each row's request asks for. limit: tokens after which it ends."""
+
+    samplings: Samplings
+    keys: UInt32[Array, "B K"]
+    limit: Int[Array, " B"]
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int]) -> "Wanted":
+        return cls(Samplings.of(samplings), seed_keys(seeds), np.array(limits, np.int32))
+
+
+@struct.dataclass
+class DecodeState:
+    """Rows whose answers grow.
+
+    cache:  of each layer, float[B, S, G, H] keys and values.
+    length: positions of the cache that are filled. last: the newest token, which is not in it yet.
+    count:  tokens chosen so far. ended: what comes after means nothing.
+    seen:   which tokens of the vocabulary prompt and answer hold.
+    visual: what the prompt saw, for a fusion that goes on looking at it.
+    """
+
+    cache: Unstacked
+    length: Int[Array, " B"]
+    last: Int[Array, " B"]
+    count: Int[Array, " B"]
+    ended: Bool[Array, " B"]
+    seen: Bool[Array, "B V"]
+    wanted: Wanted
+    visual: Float[Array, "B S D"] | None
+    image_segment_ids: Int[Array, "B M"] | None
+
+
+class Chosen(NamedTuple):
+    """Tokens that a block has chosen, and their log-probabilities (nats) by the model itself, before any sampling."""
+
+    tokens: Int[Array, "B N"]
+    logprobs: Float[Array, "B N"]
+
+
+def decoding_params(params: Params) -> Params:
+    """The parameters with each decoder layer's on their own, which a step reads where they lie; given ones stay so."""
+
+    def unstacked(room: Any) -> Any:
+        if not isinstance(room, dict) or "layers" not in room or isinstance(room["layers"], Unstacked):
+            return room
+        return room | {"layers": Unstacked.of(room["layers"])}
+
+    return params | {room: unstacked(params[room]) for room in ("decoder", "fusion") if room in params}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def prefill(
+    model: Model, num_positions: int, eos: tuple[int, ...], params: Params, batch: Batch, wanted: Wanted
+) -> tuple[Chosen, DecodeState]:
+    """Reads one prompt a row (`packed=False`, padded at its end) and chooses the first token of each answer.
+
+    num_positions: S, of the caches; prompt and answer have to find room there.
+    """
+    num_rows, params = batch.tokens.shape[0], decoding_params(params)
+    real = batch.segment_ids > 0
+    logits, cache, visual = apply(
+        model, params, batch.replace(prompt_mask=real), empty_cache(model, num_rows, num_positions), method="prefill"
+    )
+    # Tokens beyond the vocabulary are dropped: padding goes there.
+    places = jnp.where(real, batch.tokens, logits.shape[-1])
+    seen = jnp.zeros(logits.shape, bool).at[jnp.arange(num_rows)[:, None], places].set(True, mode="drop")
+    state = DecodeState(
+        cache=cache,
+        length=jnp.sum(real, axis=1, dtype=jnp.int32),
+        last=jnp.zeros(num_rows, jnp.int32),
+        count=jnp.zeros(num_rows, jnp.int32),
+        ended=wanted.limit < 1,
+        seen=seen,
+        wanted=wanted,
+        visual=visual if _looks_back(model) else None,
+        image_segment_ids=batch.image_segment_ids if _looks_back(model) else None,
+    )
+    token, logprob, state = _choose(logits, state, eos)
+    return Chosen(token[:, None], logprob[:, None]), state
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
+def decode_block(
+    model: Model, num_tokens: int, eos: tuple[int, ...], params: Params, state: DecodeState
+) -> tuple[Chosen, DecodeState]:
+    """Up to `num_tokens` more tokens of each row; it stops early where all rows have ended.
+
+    eos: any of these ends a row, and the first of them (0 where there is none) stands for what it would say after.
+    """
+    num_rows, params = state.last.shape[0], decoding_params(params)
+    filler = eos[0] if eos else 0
+
+    def unfinished(carry: tuple[Array, Chosen, DecodeState]) -> Array:
+        step, _, state = carry
+        return (step < num_tokens) & ~jnp.all(state.ended)
+
+    def advance(carry: tuple[Array, Chosen, DecodeState]) -> tuple[Array, Chosen, DecodeState]:
+        step, chosen, state = carry
+        seen = (state.visual, state.image_segment_ids)
+        logits, cache = apply(model, params, state.last, state.length, state.cache, *seen, method="extend")
+        # A row that has ended stands still, and writes to the same place of its cache again.
+        length = jnp.where(state.ended, state.length, state.length + 1)
+        token, logprob, state = _choose(logits, state.replace(cache=cache, length=length), eos)
+        chosen = Chosen(chosen.tokens.at[:, step].set(token), chosen.logprobs.at[:, step].set(logprob))
+        return step + 1, chosen, state
+
+    chosen = Chosen(jnp.full((num_rows, num_tokens), filler, jnp.int32), jnp.zeros((num_rows, num_tokens)))
+    _, chosen, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), chosen, state))
+    return chosen, state
+
+
+def _choose(
+    logits: Float[Array, "B V"], state: DecodeState, eos: tuple[int, ...]
+) -> tuple[Int[Array, " B"], Float[Array, " B"], DecodeState]:
+    """Each row's next token and its log-probability, and the state with them."""
+    wanted, rows = state.wanted, jnp.arange(logits.shape[0])
+    token = draw(logits, state.seen, wanted.samplings, wanted.keys, state.count)
+    logprob = logits[rows, token] - jax.nn.logsumexp(logits, axis=-1)
+    token = jnp.where(state.ended, eos[0] if eos else 0, token)
+    count = jnp.where(state.ended, state.count, state.count + 1)
+    ended = state.ended | (count >= wanted.limit)
+    if eos:
+        ended |= jnp.isin(token, jnp.array(eos))
+    seen = state.seen.at[rows, token].set(True)
+    return token, logprob, state.replace(last=token, count=count, ended=ended, seen=seen)
+
+
+def _looks_back(model: Model) -> bool:
+    """Whether an answer's own positions see the picture in another way than through the cache."""
+    return model.config.fusion.kind != "place"
+
+
+def empty_cache(model: Model, num_rows: int, num_positions: int) -> Unstacked:
+    """Room for the keys and values of each layer: float[B, S, G, H], in the model's compute dtype."""
+    config, decoder = model.config, model.config.decoder
+    head_dim = decoder.head_dim or config.width // decoder.num_heads
+    shape = (num_rows, num_positions, decoder.num_kv_heads or decoder.num_heads, head_dim)
+    layers = range(decoder.num_layers)
+    return Unstacked(tuple(KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in layers))
 
 
 def generate_tokens(
@@ -23,78 +182,55 @@ def generate_tokens(
     batch: Batch,
     *,
     max_new_tokens: int,
-    sampler: Sampler | None = None,
+    sampling: Sampling | Sequence[Sampling] = GREEDY,
+    seed: int | Sequence[int] = 0,
     eos_token_id: int | Sequence[int] | None = None,
-    rng: Array | None = None,
-) -> Int[Array, "B N"]:
+) -> Int[np.ndarray, "B N"]:
     """Continues each row of a batch of prompts, one segment a row (`packed=False`), padded at the end.
 
+    params:         as the model's, or as `decoding_params` has made them, which saves copying them here.
     max_new_tokens: N. Decoding stops early when every row has ended.
-    sampler:        None is `Greedy()`.
+    sampling, seed: of all rows, or one a row. The same seed with the same prompt and settings gives the same answer,
+                    whichever rows stand beside it.
     eos_token_id:   ends a row, as each of several does; after that a row holds only the first of them. None: rows
                     never end.
-    rng:            key of the draws; None is `jax.random.key(0)`.
     Raises UserError where the model does not generate, or prompt and answer exceed its learned positions.
     """
+    check_generates(model, batch.tokens.shape[1], max_new_tokens)
+    if batch.packed:
+        raise ValueError("generate_tokens takes one prompt a row: make the batch with packed=False")
+    num_rows, num_positions = batch.tokens.shape
+    eos = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
+    samplings = [sampling] * num_rows if isinstance(sampling, Sampling) else list(sampling)
+    seeds = np.broadcast_to(seed, num_rows).tolist()
+    wanted = Wanted.of(samplings, seeds, [max_new_tokens] * num_rows)
+    params, batch = decoding_params(params), jax.tree.map(jnp.asarray, batch)
+
+    chosen, state = prefill(model, cache_length(num_positions + max_new_tokens), eos, params, batch, wanted)
+    blocks = [chosen.tokens]
+    for _ in range(-(-(max_new_tokens - 1) // BLOCK)):
+        chosen, state = decode_block(model, BLOCK, eos, params, state)
+        blocks.append(chosen.tokens)
+        if eos and bool(jnp.all(state.ended)):
+            break
+    tokens = np.full((num_rows, max_new_tokens), eos[0] if eos else 0, np.int32)
+    found = np.concatenate([np.asarray(block) for block in blocks], axis=1)[:, :max_new_tokens]
+    tokens[:, : found.shape[1]] = found
+    return tokens
+
+
+def cache_length(num_positions: int) -> int:
+    """The next length for which there is a program."""
+    return -(-num_positions // BUCKET) * BUCKET
+
+
+def check_generates(model: Model, prompt_length: int, max_new_tokens: int) -> None:
+    """Raises UserError where the model does not generate, or prompt and answer exceed its positions."""
     if not isinstance(model.config.decoder, TransformerDecoderConfig):
         raise UserError(f"config.model.decoder: a {model.config.decoder.kind} does not generate; use a transformer")
-    context, needed = model.config.text_embedding.max_positions, batch.tokens.shape[1] + max_new_tokens
+    context, needed = model.config.text_embedding.max_positions, prompt_length + max_new_tokens
     if needed > context:
         raise UserError(
             f"prompt and {max_new_tokens} new tokens take {needed} positions and the model's context has {context}; "
             "shorten the prompt or lower generate.max_new_tokens"
         )
-    if batch.packed:
-        raise ValueError("generate_tokens takes one prompt a row: make the batch with packed=False")
-    rng = jax.random.key(0) if rng is None else rng
-    eos = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
-    return _generate(model, max_new_tokens, sampler or Greedy(), eos, params, batch, rng)
-
-
-class _State(NamedTuple):
-    step: Int[Array, ""]
-    new_tokens: Int[Array, "B N"]
-    last: Int[Array, " B"]
-    ended: Bool[Array, " B"]
-    cache: KVCache
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _generate(
-    model: Model, num_new: int, sampler: Sampler, eos: tuple[int, ...], params: Params, batch: Batch, rng: Array
-) -> Int[Array, "B N"]:
-    num_rows, num_tokens = batch.tokens.shape
-    batch = batch.replace(prompt_mask=batch.segment_ids > 0)
-    lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
-    cache = empty_cache(model, num_rows, num_tokens + num_new)
-    logits, cache, visual = apply(model, params, batch, cache, method="prefill")
-
-    def choose(logits: Array, step: Array, ended: Array) -> tuple[Array, Array]:
-        token = sampler(logits, jax.random.fold_in(rng, step))
-        if not eos:
-            return token, ended
-        token = jnp.where(ended, eos[0], token)
-        return token, ended | jnp.isin(token, jnp.array(eos))
-
-    def unfinished(state: _State) -> Array:
-        return (state.step < num_new) & ~jnp.all(state.ended)
-
-    def advance(state: _State) -> _State:
-        index = lengths + state.step - 1  # where the last chosen token goes
-        args = (state.last, index, state.cache, visual, batch.image_segment_ids)
-        logits, cache = apply(model, params, *args, method="extend")
-        token, ended = choose(logits, state.step, state.ended)
-        return _State(state.step + 1, state.new_tokens.at[:, state.step].set(token), token, ended, cache)
-
-    token, ended = choose(logits, jnp.int32(0), jnp.zeros(num_rows, bool))
-    new_tokens = jnp.full((num_rows, num_new), eos[0] if eos else 0, jnp.int32).at[:, 0].set(token)
-    state = _State(jnp.int32(1), new_tokens, token, ended, cache)
-    return jax.lax.while_loop(unfinished, advance, state).new_tokens
-
-
-def empty_cache(model: Model, num_rows: int, num_positions: int) -> KVCache:
-    """Room for the keys and values of all layers: float[L, B, S, G, H] each, in the model's compute dtype."""
-    config, decoder = model.config, model.config.decoder
-    head_dim = decoder.head_dim or config.width // decoder.num_heads
-    shape = (decoder.num_layers, num_rows, num_positions, decoder.num_kv_heads or decoder.num_heads, head_dim)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxfusion.batch import Batch
@@ -12,12 +11,10 @@ from jaxfusion.data.messages import Image, Message
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, tokenise_prompt
 from jaxfusion.errors import UserError
-from jaxfusion.generation.decode import generate_tokens
-from jaxfusion.generation.sampling import Sampler
+from jaxfusion.generation.beams import Beams, beam_search
+from jaxfusion.generation.decode import BUCKET, generate_tokens
+from jaxfusion.generation.sampling import GREEDY, Sampling
 from jaxfusion.models.vlm import Model, Params
-
-# Rows are padded to a multiple of this, so that prompts of nearly the same length share one compiled program.
-BUCKET = 32
 
 
 def generate(
@@ -27,8 +24,9 @@ def generate(
     images: Sequence[Any] | None = None,
     *,
     max_new_tokens: int = 64,
-    sampler: Sampler | None = None,
-    rng: jax.Array | None = None,
+    sampling: Sampling | Beams = GREEDY,
+    seed: int | Sequence[int] = 0,
+    stop: Sequence[str] = (),
 ) -> list[str]:
     """The model's answer to each prompt.
 
@@ -37,6 +35,8 @@ def generate(
 
     prompts: texts; "" where the image alone is the prompt.
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
+    seed:    of what is drawn: one for all, of which each prompt's place makes its own, or one a prompt.
+    stop:    texts before the first of which an answer ends.
     Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
     if isinstance(prompts, str):
@@ -46,7 +46,8 @@ def generate(
     if not prompts:
         return []
     messages = [(message,) for message in user_messages(model, prompts, images)]
-    return answer_messages(model, params, messages, max_new_tokens=max_new_tokens, sampler=sampler, rng=rng)
+    settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
+    return answer_messages(model, params, messages, **settings)
 
 
 def user_messages(model: Model, prompts: Sequence[str], images: Sequence[Any] | None) -> list[Message]:
@@ -66,8 +67,9 @@ def answer_messages(
     conversations: Sequence[tuple[Message, ...]],
     *,
     max_new_tokens: int,
-    sampler: Sampler | None = None,
-    rng: jax.Array | None = None,
+    sampling: Sampling | Beams = GREEDY,
+    seed: int | Sequence[int] = 0,
+    stop: Sequence[str] = (),
     put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
     """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
@@ -90,11 +92,19 @@ def answer_messages(
         )
     row_length = min(-(-longest // BUCKET) * BUCKET, context - max_new_tokens)
     batch = put_batch(pack([[segment] for segment in segments], row_length, layout.tokens_per_image))
-    stop = tokenizer.stop_ids
-    tokens = generate_tokens(
-        model, params, batch, max_new_tokens=max_new_tokens, sampler=sampler, eos_token_id=stop, rng=rng
-    )
-    return [tokenizer.decode(row) for row in np.asarray(tokens)]
+    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.stop_ids}
+    if isinstance(sampling, Beams):
+        tokens = beam_search(model, params, batch, beams=sampling, **ends)
+    else:
+        seeds = seed if not isinstance(seed, int) else [seed + place for place in range(len(segments))]
+        tokens = generate_tokens(model, params, batch, sampling=sampling, seed=seeds, **ends)
+    return [until_stop(tokenizer.decode(row), stop) for row in tokens]
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings that it holds."""
+    places = [text.find(string) for string in stop if string and string in text]
+    return text[: min(places, default=len(text))]
 
 
 def _read(model: Model, entry: Any) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.lora import inside
 from jaxfusion.models.remat import named
 from jaxfusion.models.rope import Rotation, rotate, rotation
-from jaxfusion.models.stack import init_stack, run_stack, stack_param
+from jaxfusion.models.stack import Unstacked, grouped, init_stack, run_stack, stack_param, ungrouped
 
 
 @struct.dataclass
@@ -211,11 +211,12 @@ class TransformerLayers(nn.Module):
         positions: Int[Array, "B T"],
         *,
         interleaved: Interleaved | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Unstacked | None = None,
         cache_index: Int[Array, " B"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """cache: float[L, B, S, G, H], see `SelfAttention`; returned with the new keys and values in it."""
+    ) -> tuple[Float[Array, "B T D"], KVCache | Unstacked | None]:
+        """cache: float[L, B, S, G, H], or one of each layer where the parameters are `Unstacked` too, see
+        `SelfAttention`; returned with the new keys and values in it."""
         config, width = self.config, x.shape[-1]
         block, path = Block(config, self.dtype, self.implementation, parent=None), (*self.path, "layers")
 
@@ -268,13 +269,17 @@ def _shared_or_stacked(layers: Sequence[Any]) -> tuple[Any, Any]:
 def _run_interleaved(
     apply: Callable, params: Any, x: Array, xs: Any, interleaved: Interleaved, scan: bool
 ) -> tuple[Array, Any]:
-    def grouped(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, interleaved.every, *leaf.shape[1:]), tree)
-
     def apply_group(params: Any, x: Array, xs: Any) -> tuple[Array, Any]:
         between, layers = params
         return run_stack(apply, layers, apply_between(between, x), xs, scan=scan)
 
     apply_between = remat.layer(interleaved.apply, in_scan=scan)
-    x, outputs = run_stack(apply_group, (interleaved.params, grouped(params)), x, grouped(xs), scan=scan, grouped=True)
-    return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+    layers, xs = grouped(params, interleaved.every), tuple(grouped(part, interleaved.every) for part in xs)
+    if isinstance(layers, Unstacked):
+        between = interleaved.params
+        between = between if isinstance(between, Unstacked) else Unstacked.of(between)
+        both = Unstacked(tuple(zip(between.layers, layers.layers, strict=True)))
+    else:
+        both = (interleaved.params, layers)
+    x, outputs = run_stack(apply_group, both, x, xs, scan=scan, grouped=True)
+    return x, ungrouped(outputs)

@@ -38,6 +38,7 @@ from jaxfusion.models.encoder import BiLSTM
 from jaxfusion.models.int8 import int8_products
 from jaxfusion.models.lora import adapted, check_adapters
 from jaxfusion.models.projector import make_projector
+from jaxfusion.models.stack import Unstacked
 from jaxfusion.models.text_embedding import TextEmbedding
 from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
 from jaxfusion.models.vision import look, make_vision
@@ -168,8 +169,8 @@ class VisualLanguageModel(nn.Module):
         return cap * jnp.tanh(logits / cap) if cap else logits
 
     def prefill(
-        self, batch: Batch, cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache, Float[Array, "B S D"] | None]:
+        self, batch: Batch, cache: KVCache | Unstacked
+    ) -> tuple[Float[Array, "B V"], KVCache | Unstacked, Float[Array, "B S D"] | None]:
         """Reads one prompt a row into the cache; gives the logits of each row's first new token, and what it saw."""
         visual = self.see(batch)
         x, interleaved = self.encode(batch, visual)
@@ -183,10 +184,10 @@ class VisualLanguageModel(nn.Module):
         self,
         tokens: Int[Array, " B"],
         lengths: Int[Array, " B"],
-        cache: KVCache,
+        cache: KVCache | Unstacked,
         visual: Float[Array, "B S D"] | None,
         image_segment_ids: Int[Array, "B M"] | None,
-    ) -> tuple[Float[Array, "B V"], KVCache]:
+    ) -> tuple[Float[Array, "B V"], KVCache | Unstacked]:
         """One more token of each row, at position lengths[b] of its cache; gives the logits of the next one."""
         positions = lengths[:, None]
         x, interleaved = self.text_embedding(tokens[:, None]), None

@@ -9,7 +9,9 @@ import jaxfusion
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
-from jaxfusion.generation.sampling import Greedy, Temperature
+from jaxfusion.generation import decode
+from jaxfusion.generation.decode import decoding_params
+from jaxfusion.generation.sampling import Sampling
 from tests.models.test_vlm import CASES, make_model, random_params, random_segment
 
 GENERATING = [name for name in CASES if make_model(**CASES[name]).config.decoder.kind == "transformer"]
@@ -90,24 +92,47 @@ def test_any_of_several_ids_ends_a_row_and_the_first_fills_it():
         assert ended[row].tolist() == [*free[row, : last + 1], *[22] * (NEW - last - 1)]
 
 
-def test_draws_follow_the_softmax_and_their_key():
-    logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
-    draws = Temperature(temperature=1.0)(jnp.tile(logits, (20_000, 1)), jax.random.key(0))
-    counts = np.bincount(np.asarray(draws), minlength=3)
-    expected = 20_000 * np.array([0.5, 0.3, 0.2])
-    assert np.sum((counts - expected) ** 2 / expected) < 13.8  # chi-square with 2 degrees of freedom, p = 0.001
-    assert Greedy()(logits[None], jax.random.key(0)) == 0
+def test_an_answer_depends_on_its_own_seed_and_settings_alone():
+    model = make_model()
+    params = decoding_params(random_params(model))
+    _, batch = prompts(model)
+    hot = Sampling(temperature=2.0, top_k=15, repetition_penalty=1.3)
+    samplings, seeds = [hot, Sampling(), Sampling(temperature=1.0, top_p=0.9, min_p=0.02)], [7, 8, 9]
+
+    def answers(rows, samplings, seeds):
+        part = jax.tree.map(lambda leaf: leaf[np.array(rows)], batch)
+        return jaxfusion.generate_tokens(model, params, part, max_new_tokens=9, sampling=samplings, seed=seeds)
+
+    together = answers([0, 1, 2], samplings, seeds)
+    np.testing.assert_array_equal(answers([2, 0, 1], [samplings[i] for i in (2, 0, 1)], [9, 7, 8]), together[[2, 0, 1]])
+    np.testing.assert_array_equal(answers([0, 0, 0], [hot, samplings[2], hot], [7, 9, 3])[0], together[0])
+    assert (answers([0, 1, 2], samplings, [70, 80, 90]) != together).any(axis=1).tolist() == [True, False, True]
+
+
+def test_blocks_do_not_show_in_the_answer(monkeypatch):
     model = make_model()
     params = random_params(model)
     _, batch = prompts(model)
-    one, same, other = (
-        jaxfusion.generate_tokens(
-            model, params, batch, max_new_tokens=NEW, sampler=Temperature(temperature=2.0), rng=jax.random.key(seed)
-        )
-        for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(one, same)
-    assert jnp.any(one != other)
+    whole = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW)
+    monkeypatch.setattr(decode, "BLOCK", 2)
+    np.testing.assert_array_equal(jaxfusion.generate_tokens(model, params, batch, max_new_tokens=NEW), whole)
+
+
+def test_a_row_ends_at_its_own_limit_and_keeps_its_log_probabilities():
+    model = make_model()
+    params = random_params(model)
+    segments, batch = prompts(model)
+    wanted = decode.Wanted.of([Sampling()] * 3, [0] * 3, [1, 3, 4])
+    first, state = decode.prefill(model, 64, (), params, jax.tree.map(jnp.asarray, batch), wanted)
+    later, state = decode.decode_block(model, 8, (), decoding_params(params), state)
+    assert state.ended.all() and state.count.tolist() == [1, 3, 4]
+    segment = segments[2]
+    for step in range(3):
+        token, logprob = ((first, later)[step > 0][k][2, max(step - 1, 0)] for k in range(2))
+        whole = pack([[segment]], 32, model.config.tokens_per_image)
+        logits = np.asarray(jaxfusion.forward(model, params, whole))[0, len(segment.tokens) - 1]
+        np.testing.assert_allclose(logprob, jax.nn.log_softmax(logits)[token], atol=1e-4)
+        segment = continued(segment, int(token), -1)
 
 
 def test_what_cannot_be_generated_is_refused():

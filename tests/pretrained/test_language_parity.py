@@ -18,6 +18,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from jaxfusion.batch import Batch
+from jaxfusion.generation.beams import Beams, beam_search
 from jaxfusion.generation.decode import generate_tokens
 from jaxfusion.models.vlm import Model, Params, build, forward, init
 from jaxfusion.pretrained.families import FAMILIES
@@ -295,3 +296,32 @@ def test_greedy_answers(case):
         given = torch.tensor(prompt[None], dtype=torch.long)
         theirs = one.theirs.generate(given, attention_mask=torch.ones_like(given))
         np.testing.assert_array_equal(row, theirs[0, len(prompt) :].numpy())
+
+
+@pytest.mark.parametrize("case", GENERATED)
+def test_beam_search_answers(case):
+    """With an end of sequence that comes up, so that beams end at different lengths."""
+    one = pair(case, lively=True)
+    prompts, new = samples()[:2], 12
+    tokens = np.zeros((2, LENGTHS[0]), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    batch = Batch.from_tokens(tokens, lengths=np.array(LENGTHS[:2]))
+    greedy = generate_tokens(one.model, one.params, batch, max_new_tokens=new)
+    eos = int(greedy[0, 4])
+    ours = beam_search(
+        one.model,
+        one.params,
+        batch,
+        beams=Beams(num_beams=3, length_penalty=0.7),
+        max_new_tokens=new,
+        eos_token_id=eos,
+    )
+    assert (ours != greedy).any()
+    one.theirs.generation_config = transformers.GenerationConfig(
+        max_new_tokens=new, do_sample=False, num_beams=3, length_penalty=0.7, eos_token_id=eos, pad_token_id=eos
+    )
+    for row, prompt in zip(ours, prompts, strict=True):
+        given = torch.tensor(prompt[None], dtype=torch.long)
+        theirs = one.theirs.generate(given, attention_mask=torch.ones_like(given))[0, len(prompt) :].tolist()
+        assert row.tolist() == theirs + [eos] * (new - len(theirs))
