@@ -12,8 +12,10 @@ Importing this loads only what the model functions need; data, training and repo
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config, LoraConfig, ModelConfig, default_config
 from jaxfusion.errors import UserError
-from jaxfusion.generation.decode import generate_tokens
+from jaxfusion.generation.beams import Beams
+from jaxfusion.generation.decode import decoding_params, generate_tokens
 from jaxfusion.generation.generate import generate
+from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.tower import Tower, see
 from jaxfusion.models.vlm import Model, build, complete, forward, init
 from jaxfusion.pretrained.export import save_pretrained
