@@ -205,7 +205,10 @@ def _run(
     nothing = jnp.zeros(matrix.shape, jnp.float32) if for_matrix else None
     positions = (hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1))
     step = _chunk_size(targets.size, vocab, max_logits)
-    loss, correct, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, *positions, nothing)
+    if step < targets.size:
+        loss, correct, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, *positions, nothing)
+    else:
+        loss, correct, by_hidden, by_matrix = chunk(*positions, nothing)
     by_hidden = by_hidden.reshape(hidden.shape) if for_hidden else None
     return loss, correct, by_hidden, by_matrix.astype(matrix.dtype) if for_matrix else None
 
