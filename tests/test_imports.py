@@ -64,10 +64,10 @@ def use(rng):  # traced, so that all Python of ours runs and nothing is compiled
     params = jaxfusion.init(model, rng)
     tokens, images = jnp.array([[9, 9, 9, 9, 1, 2]]), jnp.zeros((1, 1, 4, 4, 3), jnp.uint8)
     batch = jaxfusion.Batch.from_tokens(tokens, images, image_token_id=9)
-    new = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=2)
-    return jaxfusion.forward(model, params, batch), jaxfusion.loss(model, params, batch), new
+    return params, batch, jaxfusion.forward(model, params, batch), jaxfusion.loss(model, params, batch)
 
-logits, loss, new = jax.eval_shape(use, jax.random.key(0))
+params, batch, logits, loss = jax.jit(use)(jax.random.key(0))
+new = jaxfusion.generate_tokens(model, params, batch, max_new_tokens=2)
 assert (logits.shape, loss.shape, new.shape) == ((1, 6, 11), (), (1, 2))
 """
 
