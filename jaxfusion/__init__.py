@@ -16,6 +16,7 @@ from jaxfusion.generation.beams import Beams
 from jaxfusion.generation.decode import decoding_params, generate_tokens
 from jaxfusion.generation.generate import generate
 from jaxfusion.generation.sampling import Sampling
+from jaxfusion.generation.score import score
 from jaxfusion.models.tower import Tower, see
 from jaxfusion.models.vlm import Model, build, complete, forward, init
 from jaxfusion.pretrained.export import save_pretrained

@@ -109,8 +109,8 @@ def prefill(
         ended=wanted.limit < 1,
         seen=seen,
         wanted=wanted,
-        visual=visual if _looks_back(model) else None,
-        image_segment_ids=batch.image_segment_ids if _looks_back(model) else None,
+        visual=visual if looks_back(model) else None,
+        image_segment_ids=batch.image_segment_ids if looks_back(model) else None,
     )
     token, logprob, state = _choose(logits, state, eos)
     return Chosen(token[:, None], logprob[:, None]), state
@@ -162,9 +162,30 @@ def _choose(
     return token, logprob, state.replace(last=token, count=count, ended=ended, seen=seen)
 
 
-def _looks_back(model: Model) -> bool:
+def looks_back(model: Model) -> bool:
     """Whether an answer's own positions see the picture in another way than through the cache."""
     return model.config.fusion.kind != "place"
+
+
+def empty_state(model: Model, num_rows: int, num_positions: int, max_images: int = 1) -> DecodeState:
+    """Rows in which nothing grows. max_images: that a row may see, where the model looks back at them."""
+    config, dtype = model.config, model.config.dtype
+    visual = images = None
+    if looks_back(model) and config.vision is not None:
+        visual = jnp.zeros((num_rows, max_images * config.tokens_per_image, config.width), dtype)
+        images = jnp.zeros((num_rows, max_images), jnp.int32)
+    length, last, count = (jnp.zeros(num_rows, jnp.int32) for _ in range(3))
+    return DecodeState(
+        cache=empty_cache(model, num_rows, cache_length(num_positions)),
+        length=length,
+        last=last,
+        count=count,
+        ended=jnp.ones(num_rows, bool),
+        seen=jnp.zeros((num_rows, config.text_embedding.vocab_size), bool),
+        wanted=jax.tree.map(jnp.asarray, Wanted.of([GREEDY] * num_rows, [0] * num_rows, [0] * num_rows)),
+        visual=visual,
+        image_segment_ids=images,
+    )
 
 
 def empty_cache(model: Model, num_rows: int, num_positions: int) -> Unstacked:

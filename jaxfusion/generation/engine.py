@@ -1,0 +1,235 @@
+"""Continuous batching: requests join and leave a fixed number of rows between blocks of tokens, and nothing is compiled
+anew for them.
+
+engine = Engine(model, params, num_rows=8, num_positions=2048)
+answer = engine.submit(Request(segment=tokenise_prompt(messages, model.tokenizer, Layout.of(model.config))))
+while engine.turn():          # or engine.run() in a thread of its own, until engine.close()
+    print(answer.tokens)
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxfusion.data.packing import ImageSlots, pack
+from jaxfusion.data.tokenise import Layout, Segment
+from jaxfusion.errors import UserError
+from jaxfusion.generation.decode import (
+    BLOCK,
+    BUCKET,
+    DecodeState,
+    Wanted,
+    check_generates,
+    decode_block,
+    decoding_params,
+    empty_state,
+    looks_back,
+    prefill,
+)
+from jaxfusion.generation.sampling import GREEDY, Sampling
+from jaxfusion.models.vlm import Model, Params
+
+End = Literal["stop", "length", "cancelled"]
+
+
+class BusyError(UserError):
+    """So many requests are waiting that another one is not taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """segment: the prompt, see `tokenise_prompt`. limit: the most tokens of the answer."""
+
+    segment: Segment
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    limit: int = 64
+
+
+@dataclass(eq=False)
+class Answer:
+    """What a request has got so far; any thread may read it.
+
+    tokens, logprobs: of the answer, with the token that ended it. end: why there are no more; None while it grows.
+    """
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    end: End | None = None
+    _news: threading.Condition = field(default_factory=threading.Condition, repr=False)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """New tokens, as they come."""
+        given = 0
+        while True:
+            with self._news:
+                self._news.wait_for(lambda given=given: len(self.tokens) > given or self.end is not None)
+                new, ended = self.tokens[given:], self.end is not None
+            if new:
+                yield new
+            given += len(new)
+            if ended:
+                return
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it has ended; False where that takes longer than `timeout` seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: self.end is not None, timeout)
+
+    def cancel(self) -> None:
+        """Leaves its row before the next block. What has been answered stays."""
+        self._add([], [], "cancelled")
+
+    def _add(self, tokens: list[int], logprobs: list[float], end: End | None) -> None:
+        with self._news:
+            if self.end is None:
+                self.tokens += tokens
+                self.logprobs += logprobs
+                self.end = end
+                self._news.notify_all()
+
+
+class Engine:
+    """Rows that requests share, first come first served. `submit` may be called from any thread, `turn` from one.
+
+    num_rows:      answers that grow at once. num_positions: of prompt and answer together, images included.
+    max_images:    of a prompt, for a fusion that goes on looking at them; the others take what fits a row.
+    max_waiting:   requests beyond those in a row; more are refused.
+    eos:           ids each of which ends an answer; None: the tokenizer's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        *,
+        num_rows: int = 8,
+        num_positions: int = 2048,
+        max_images: int = 1,
+        max_waiting: int = 256,
+        eos: tuple[int, ...] | None = None,
+    ) -> None:
+        check_generates(model, 0, 1)
+        self._model, self._params, self._layout = model, decoding_params(params), Layout.of(model.config)
+        self._num_positions = min(num_positions, model.config.text_embedding.max_positions)
+        self._max_images, self._max_waiting = max_images, max_waiting
+        self._eos = tuple(model.tokenizer.stop_ids) if eos is None else eos
+        self._state = empty_state(model, num_rows, num_positions, max_images)
+        self._rows: list[Answer | None] = [None] * num_rows
+        self._waiting: deque[Answer] = deque()
+        self._work, self._closed = threading.Condition(), False
+
+    def submit(self, request: Request) -> Answer:
+        """Raises UserError where prompt and answer exceed a row, and `BusyError` where too many are waiting."""
+        length, images = request.segment.size
+        if request.limit < 1:
+            raise UserError(f"limit: {request.limit} was given; an answer has 1 token at least")
+        if length + request.limit > self._num_positions:
+            raise UserError(
+                f"the prompt takes {length} positions (images included), which with {request.limit} new tokens is more "
+                f"than the {self._num_positions} that there are; shorten it or ask for fewer"
+            )
+        if looks_back(self._model) and images > self._max_images:
+            raise UserError(f"the prompt has {images} images and may have {self._max_images}; leave some out")
+        answer = Answer(request)
+        with self._work:
+            if self._closed:
+                raise UserError("the engine is closed and takes no more requests")
+            if len(self._waiting) >= self._max_waiting:
+                raise BusyError(f"{self._max_waiting} requests are waiting already; try again later")
+            self._waiting.append(answer)
+            self._work.notify()
+        return answer
+
+    def turn(self) -> bool:
+        """Lets waiting requests join, and all rows grow by a block. False: there was nothing to do."""
+        firsts = self._admit()
+        if all(answer is None for answer in self._rows):
+            return False
+        chosen, self._state = decode_block(self._model, BLOCK, self._eos, self._params, self._state)
+        firsts, chosen, counts, ended = jax.device_get((firsts, chosen, self._state.count, self._state.ended))
+        for row, answer in enumerate(self._rows):
+            if answer is None:
+                continue
+            tokens, logprobs = chosen.tokens[row].tolist(), chosen.logprobs[row].tolist()
+            if row in firsts:
+                tokens = [int(firsts[row].tokens[0, 0]), *tokens]
+                logprobs = [float(firsts[row].logprobs[0, 0]), *logprobs]
+            new = int(counts[row]) - len(answer.tokens)
+            end = None
+            if ended[row]:
+                end = "stop" if tokens[new - 1] in self._eos else "length"
+                self._rows[row] = None
+            answer._add(tokens[:new], logprobs[:new], end)
+        return True
+
+    def run(self) -> None:
+        """Turns for as long as there is something to do, and waits where there is not; returns once closed and done."""
+        while True:
+            if not self.turn():
+                with self._work:
+                    if self._closed and not self._waiting:
+                        return
+                    self._work.wait_for(lambda: self._waiting or self._closed)
+
+    def close(self) -> None:
+        """Takes no more requests; those that are there are finished."""
+        with self._work:
+            self._closed = True
+            self._work.notify()
+
+    def _admit(self) -> dict[int, Any]:
+        """Fills free rows, whose first tokens it returns."""
+        for row, answer in enumerate(self._rows):
+            if answer is not None and answer.end is not None:  # cancelled: what its row goes on to say is not read
+                self._rows[row] = None
+                self._state = _stop(self._state, row)
+        firsts = {}
+        for row, answer in enumerate(self._rows):
+            while answer is None and (answer := self._next()) is not None:
+                request = answer.request
+                wanted = Wanted.of([request.sampling], [request.seed], [request.limit])
+                cache_positions = self._state.cache.layers[0].key.shape[1]
+                batch = jax.tree.map(jnp.asarray, self._batch(request.segment))
+                firsts[row], one = prefill(self._model, cache_positions, self._eos, self._params, batch, wanted)
+                self._state, self._rows[row] = _put(self._state, one, row), answer
+        return firsts
+
+    def _next(self) -> Answer | None:
+        with self._work:
+            while self._waiting:
+                answer = self._waiting.popleft()
+                if answer.end is None:
+                    return answer
+        return None
+
+    def _batch(self, segment: Segment) -> Any:
+        """Of one of few shapes: rows and image slots are powers of two, so that there are few programs."""
+        length, images = segment.size
+        row_length = min(max(_power_of_two(length), BUCKET), max(self._num_positions, length))
+        number = self._max_images if looks_back(self._model) else _power_of_two(images) if images else 0
+        slots = ImageSlots.of(self._model.config, number)
+        return pack([[segment]], row_length, self._layout.tokens_per_image, slots, packed=False)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(state: DecodeState, one: DecodeState, row: Int[Array, ""] | int) -> DecodeState:
+    """The state with the one row of `one` in the row's place."""
+    return jax.tree.map(lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, row, axis=0), state, one)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _stop(state: DecodeState, row: Int[Array, ""] | int) -> DecodeState:
+    return state.replace(ended=state.ended.at[row].set(True))

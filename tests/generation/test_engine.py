@@ -1,0 +1,132 @@
+"""Continuous batching against each request alone: whoever stands beside it, whenever it joins."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import jaxfusion
+from jaxfusion.data.packing import pack
+from jaxfusion.errors import UserError
+from jaxfusion.generation.engine import BusyError, Engine, Request
+from jaxfusion.generation.sampling import Sampling
+from jaxfusion.training.compilations import counted_compilations
+from tests.models.test_vlm import CASES, make_model, random_params, random_segment
+
+EOS = (5, 7)
+SETTINGS = (
+    Sampling(),
+    Sampling(temperature=1.5, top_k=12),
+    Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.2),
+)
+
+
+def random_request(rng, model, max_images=1) -> Request:
+    segment = random_segment(rng, model, model.config.fusion.kind, int(rng.integers(0, max_images + 1)))
+    return Request(
+        segment=segment._replace(prompt_mask=np.ones_like(segment.prompt_mask)),
+        sampling=SETTINGS[rng.integers(len(SETTINGS))],
+        seed=int(rng.integers(100)),
+        limit=int(rng.integers(1, 40)),
+    )
+
+
+def alone(model, params, request: Request) -> list[int]:
+    segment = request.segment
+    batch = pack([[segment]], 32, model.config.tokens_per_image)
+    settings = {"max_new_tokens": request.limit, "sampling": request.sampling, "seed": request.seed}
+    tokens = jaxfusion.generate_tokens(model, params, batch, eos_token_id=EOS, **settings)[0].tolist()
+    ends = [place for place, token in enumerate(tokens) if token in EOS]
+    return tokens[: ends[0] + 1] if ends else tokens
+
+
+@pytest.mark.parametrize("name", ["prefix", "cross-attention", "add"])
+def test_an_answer_is_what_its_request_gets_alone(name):
+    model = make_model(**CASES[name])
+    params, rng = random_params(model), np.random.default_rng(0)
+    engine = Engine(model, params, num_rows=3, num_positions=80, eos=EOS)
+    requests = [random_request(rng, model) for _ in range(9)]
+    answers = []
+    for request in requests:
+        answers.append(engine.submit(request))
+        if rng.random() < 0.4:
+            engine.turn()
+    while engine.turn():
+        pass
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.tokens == alone(model, params, request)
+        assert len(answer.logprobs) == len(answer.tokens) <= request.limit
+        assert answer.end == ("stop" if answer.tokens[-1] in EOS else "length")
+    assert {answer.end for answer in answers} == {"stop", "length"}
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = make_model(vision=None)
+    return model, random_params(model)
+
+
+def test_nothing_is_compiled_for_a_request_of_a_known_shape(small):
+    rng, engine = np.random.default_rng(1), Engine(*small, num_rows=2, num_positions=64, eos=EOS)
+    for _ in range(2):  # the second one joins beside the first
+        engine.submit(random_request(rng, small[0], 0))
+        engine.turn()
+    with counted_compilations() as count:
+        before = count()
+        answers = [engine.submit(random_request(rng, small[0], 0)) for _ in range(6)]
+        while engine.turn():
+            pass
+        assert count() == before
+    assert all(answer.end for answer in answers)
+
+
+def test_who_cancels_makes_room_for_who_waits(small):
+    rng, engine = np.random.default_rng(2), Engine(*small, num_rows=1, num_positions=200, max_waiting=2, eos=())
+    request = random_request(rng, small[0], 0)
+    long = Request(segment=request.segment, limit=150)
+    first = engine.submit(long)
+    engine.turn()
+    second, third = engine.submit(long), engine.submit(request)
+    with pytest.raises(BusyError, match="2 requests are waiting already"):
+        engine.submit(request)
+    assert 0 < len(first.tokens) < 150 and not second.tokens
+    first.cancel()
+    second.cancel()
+    while engine.turn():
+        pass
+    assert (first.end, second.end, second.tokens) == ("cancelled", "cancelled", [])
+    assert third.end == "length" and len(third.tokens) == request.limit
+
+
+def test_threads_read_as_tokens_come_and_none_is_lost(small):
+    rng, engine = np.random.default_rng(3), Engine(*small, num_rows=4, num_positions=64, eos=EOS)
+    requests = [random_request(rng, small[0], 0) for _ in range(12)]
+    read: dict[int, list[int]] = {}
+
+    def client(number: int) -> None:
+        read[number] = [token for new in engine.submit(requests[number]) for token in new]
+
+    server = threading.Thread(target=engine.run)
+    server.start()
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(timeout=120)
+    engine.close()
+    server.join(timeout=60)
+    assert not server.is_alive()
+    for number in (0, 5, 11):
+        assert read[number] == alone(*small, requests[number])
+    assert all(1 <= len(read[number]) <= requests[number].limit for number in range(12))
+    with pytest.raises(UserError, match="the engine is closed"):
+        engine.submit(requests[0])
+
+
+def test_what_does_not_fit_is_refused(small):
+    engine = Engine(*small, num_positions=32, eos=())
+    segment = random_request(np.random.default_rng(4), small[0], 0).segment
+    with pytest.raises(UserError, match=r"the prompt takes \d+ positions .* more than the 32"):
+        engine.submit(Request(segment=segment, limit=32))
+    with pytest.raises(UserError, match="limit: 0"):
+        engine.submit(Request(segment=segment, limit=0))
