@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxfusion.config import Config
 from jaxfusion.errors import UserError
@@ -54,8 +53,7 @@ def train(
     parallel = make_parallel(config.parallel)
     parallel.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
     optimizer = make_optimizer(settings)
-    # All of them now: asked for in between, one would wait on the device for the step in progress.
-    learning_rates = np.asarray(learning_rate_schedule(settings)(np.arange(settings.num_steps)))
+    learning_rate = learning_rate_schedule(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
     step_fn = parallel.compile(make_step(model, optimizer, settings), donate=True)
@@ -94,7 +92,7 @@ def train(
                 window.add(numbers, waited)
                 progress.step(step)
                 if _due(step, settings.log_every) or step == settings.num_steps:
-                    row = {**window.close(), "learning_rate": float(learning_rates[step - 1])}
+                    row = {**window.close(), "learning_rate": float(learning_rate(step - 1))}
                     row |= {"compilations": recompilations.count} | peak_memory()
                     log.write(step, row)
                     progress.row(step, row)

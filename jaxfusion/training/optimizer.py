@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -14,7 +15,7 @@ from jaxfusion.models.kernels import matrix_axes
 from jaxfusion.training.trainable import first_fits
 
 Params = Any
-Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""] | np.floating]
 
 # Of the root mean square of AdamW's updates, so that Muon's learning rate means what AdamW's does (Liu et al. 2025).
 MUON_RMS = 0.2
@@ -26,18 +27,20 @@ def learning_rate_schedule(config: TrainConfig) -> Schedule:
     "cosine", "linear": to 0 at num_steps (Loshchilov & Hutter 2017); "constant"; "rsqrt": the peak times
     sqrt(warmup_steps / step) (Vaswani et al. 2017), which does not depend on num_steps.
     The schedule's argument is the number of updates already made, so the first update has 1 / warmup_steps of the peak.
+    Of a plain int it is computed on the host, which does not wait for the device.
     """
     start = max(config.warmup_steps, 1)
 
-    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        progress = jnp.clip((step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1), 0, 1)
+    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""] | np.floating:
+        xp = jnp if isinstance(step, jax.Array) else np
+        progress = xp.clip((step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1), 0, 1)
         after = {
-            "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "cosine": lambda: 0.5 * (1 + xp.cos(xp.pi * progress)),
             "linear": lambda: 1 - progress,
-            "constant": lambda: jnp.float32(1),
-            "rsqrt": lambda: jnp.sqrt(start / jnp.maximum(step + 1, start)),
+            "constant": lambda: xp.float32(1),
+            "rsqrt": lambda: xp.sqrt(start / xp.maximum(step + 1, start)),
         }[config.schedule]()
-        return config.learning_rate * jnp.minimum((step + 1) / start, after)
+        return config.learning_rate * xp.minimum((step + 1) / start, after)
 
     return schedule
 
