@@ -35,7 +35,7 @@ from jaxfusion.experiment import Experiment
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import use_cpu_cores
-from jaxfusion.planning.run import full_rows
+from jaxfusion.planning.full_rows import full_rows
 from jaxfusion.prepare import FrozenTower, write_prepared
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import freeze

@@ -1,0 +1,23 @@
+"""The batching benchmark at a size for tests: both sides give the same answers, or it raises."""
+
+import json
+
+import pytest
+
+from benchmarks.batching import main
+
+
+def test_both_sides_answer_alike_and_what_was_found_is_written(tmp_path, capsys):
+    path = tmp_path / "found.json"
+    sizes = ["--requests", "5", "--rows", "2", "--longest", "24", "--rounds", "1"]
+    assert main([*sizes, "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["requests"] == 5 and found["answer_tokens"]["longest"] <= 24
+    assert set(found["tokens_per_second"]) == {"static", "continuous"}
+    assert "continuous_to_static" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["--longest", "2"], ["--rows", "0"]])
+def test_a_mistake_is_one_line(wrong, capsys):
+    assert main(wrong) == 2
+    assert capsys.readouterr().err.startswith("benchmarks.batching: ")
