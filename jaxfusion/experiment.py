@@ -212,7 +212,8 @@ def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[s
 
     profile: leave a trace of a few steps in the workdir.
     """
-    make_parallel(config.parallel).check_training(config.train)
+    settings = config.train
+    make_parallel(config.parallel).check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
     make_workdir(workdir)
     with held(workdir):
         return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)

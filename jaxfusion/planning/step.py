@@ -1,7 +1,7 @@
 """What one training step takes on GPUs that are not there: whether it fits, what it launches and sends, and how fast it
 could be at best."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,6 @@ from jaxfusion.config.run import TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
 from jaxfusion.models.encoder import choose_kernel
-from jaxfusion.models.float8 import MatMul
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel
@@ -36,7 +35,6 @@ class StepPlan:
 
     parameters: of each room. optimizer: its state, step counts and random state. batch: a card's rows.
     flops:      that the model needs for the batch, over all cards.
-    matmul:     see `TrainConfig`.
     """
 
     card: Hardware
@@ -47,7 +45,6 @@ class StepPlan:
     batch: int
     program: Program
     flops: float
-    matmul: MatMul = "compute"
 
     @property
     def share(self) -> float:
@@ -60,13 +57,12 @@ class StepPlan:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at least, each as if there were nothing else: arithmetic at the bf16 peak, or
-        fp8's where that multiplies; reading the state and the batch once; sending what is summed up, once each way."""
-        peak = self.card.fp8_flops if self.matmul == "fp8" else self.card.bf16_flops
+        """Seconds that a step takes at least, each as if there were nothing else: arithmetic at the bf16 peak; reading
+        the state and the batch once; sending what is summed up, once each way."""
         program, devices = self.program, self.devices
         sent = sum(size * (devices - 1) / devices for size in program.collective_bytes.values())
         return {
-            "arithmetic": self.flops / devices / peak,
+            "arithmetic": self.flops / devices / self.card.bf16_flops,
             "memory": program.argument_bytes / self.card.memory_bandwidth,
             "links": sent / self.card.link_bandwidth,
         }
@@ -78,11 +74,11 @@ def plan_step(
     """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
 
     batch: NumPy arrays of all cards' rows.
-    Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, fp8
-    where the hardware has none, and cuDNN's LSTM.
+    Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, and
+    cuDNN's LSTM.
     """
     mesh, rows = described_mesh(hardware, topology), batch.tokens.shape[0]
-    MeshParallel(mesh).check_training(replace(settings, batch_size=rows))
+    MeshParallel(mesh).check_batch_size("config.train.batch_size", rows, settings.accumulate)
     _check_encoder(config, batch, mesh)
     model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
@@ -97,7 +93,6 @@ def plan_step(
         batch=_bytes(batch) // mesh.size,
         program=read_program(compiled),
         flops=count_flops(config, batch, trainable=trained_paths(state.params, settings.trainable)).training,
-        matmul=settings.matmul,
     )
 
 

@@ -1,7 +1,6 @@
 """Whole plans of small runs, compiled for cards that are not there."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -33,14 +32,9 @@ def config_of(model: dict, **plan) -> Config:
     return from_dict(Config, {"model": model, "data": {"row_length": 128}, "train": train, "plan": plan})
 
 
-@pytest.fixture(scope="module")
-def plan():
-    config = config_of(MODEL, hardware="h100", topology="1x1x2")
-    return plan_run(replace(config, train=replace(config.train, matmul="fp8")))
-
-
 @needs_cuda_build
-def test_a_run_is_planned_for_several_cards(plan):
+def test_a_run_is_planned_for_several_cards():
+    plan = plan_run(config_of(MODEL, hardware="h100", topology="1x1x2"))
     assert plan.fits and plan.devices == 2 and plan.rows == 8
     assert plan.batch == 4 * (128 * (6 * 4 + 1) + 16 * 16 * 3 + 4)  # a card's half of the rows
     assert plan.program.argument_bytes == sum(plan.parameters.values()) + plan.optimizer + plan.batch
@@ -54,21 +48,6 @@ def test_a_run_is_planned_for_several_cards(plan):
 def test_a_recurrent_run_is_planned_as_a_loop():
     plan = plan_run(config_of(BILSTM), rows=4)
     assert plan.rows == 4 and plan.program.kernels.total() > 128  # at least one launch for each position
-
-
-@needs_cuda_build
-def test_linear_layers_are_multiplied_by_the_library_in_fp8(plan):
-    # Queries, keys and values are one product, as are their kernels' gradients; so the frozen tower has 4, the decoder
-    # 4 forward and 6 + 4 backward. What else is multiplied is not in fp8.
-    assert plan.program.kernels["__cublas$lt$matmul$f8"] == 4 + 4 + 6 + 4
-    assert plan.bounds["arithmetic"] == plan.flops / 2 / plan.card.fp8_flops
-
-
-@needs_cuda_build
-def test_fp8_is_refused_where_the_card_has_none():
-    config = config_of(MODEL, hardware="a100")
-    with pytest.raises(UserError, match=r"^config\.train\.matmul: NVIDIA A100-SXM4-80GB .* set it to 'compute'$"):
-        plan_run(replace(config, train=replace(config.train, matmul="fp8")))
 
 
 @needs_cuda_build
