@@ -1,11 +1,13 @@
 """Whole plans of small runs, compiled for cards that are not there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.errors import UserError
+from jaxfusion.hardware import HARDWARE
 from jaxfusion.main import main
 from jaxfusion.planning.run import plan_run
 from tests.planning.cuda import needs_cuda_build
@@ -51,6 +53,13 @@ def test_a_recurrent_run_is_planned_as_a_loop():
 
 
 @needs_cuda_build
+def test_fp8_is_refused_where_the_card_has_none():
+    config = config_of(MODEL, hardware="a100")
+    with pytest.raises(UserError, match=r"^config\.train\.matmul: NVIDIA A100-SXM4-80GB .* set it to 'compute'$"):
+        plan_run(replace(config, train=replace(config.train, matmul="fp8")))
+
+
+@needs_cuda_build
 def test_rows_that_cannot_be_shared_are_refused():
     with pytest.raises(UserError, match=r"^config\.train\.batch_size: "):
         plan_run(config_of(MODEL, topology="1x1x8"), rows=4)
@@ -66,6 +75,7 @@ def test_the_command_shows_a_plan_and_writes_it(tmp_path, capsys):
         "    config.model.width = 64\n"
         "    config.model.vision = 'none'\n"
         "    config.model.decoder.num_layers = 1\n"
+        "    config.train.matmul = 'fp8'\n"
         "    return config\n"
     )
     numbers = tmp_path / "plan.json"
@@ -74,3 +84,6 @@ def test_the_command_shows_a_plan_and_writes_it(tmp_path, capsys):
     assert "64 rows a step: fits" in capsys.readouterr().out
     found = json.loads(numbers.read_text())
     assert found["fits"] and found["largest_batch"] is None and found["hardware"] == "NVIDIA H200"
+    # Queries, keys and values are one product, and so are their kernels' gradients: 4 forward, 6 + 4 backward.
+    assert found["kernels"]["matrix products in fp8, cuBLAS"] == 4 + 6 + 4
+    assert found["bound_seconds"]["arithmetic"] == found["flops"] / HARDWARE["h200"].fp8_flops
