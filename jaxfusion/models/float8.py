@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jax.lax import DotAlgorithmPreset
+from jax.lax import Precision
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxfusion.models.int8 import is_int8
-from jaxfusion.models.rows import platform
 
 MatMul = Literal["compute", "fp8"]
 
@@ -98,13 +97,12 @@ def _rounded(x: Float[Array, "M N"], to: DTypeLike) -> _Float8:
 
 def _dot(a: _Float8, b: _Float8, axes: tuple[int, int], dtype: DTypeLike) -> Array:
     """Over an axis of each."""
+    # At the default precision cuBLAS sums in less than float32 (https://github.com/openxla/xla/pull/6599).
     y = jax.lax.dot_general(
         a.values,
         b.values,
         (((axes[0],), (axes[1],)), ((), ())),
-        # By this name XLA calls cuBLAS; without it, it may take kernels of its own. Where it shares the work out over
-        # several devices the name is lost (JAX 0.11), the products are in fp8 all the same.
-        precision=DotAlgorithmPreset.ANY_F8_ANY_F8_F32 if platform() == "gpu" else None,
+        precision=Precision.HIGHEST,
         preferred_element_type=dtype,
     )
     return y * (a.scale * b.scale).astype(dtype)

@@ -13,7 +13,6 @@ _NAMES = {
     "flash_attention_backward_key_value": "attention, Pallas, backward (keys, values)",
 }
 _PARTS = {
-    "__cublas$lt$matmul$f8": "matrix products in fp8, cuBLAS",
     "__cublas": "matrix products, cuBLAS",
     "__cudnn$conv": "convolutions, cuDNN",
     "fusion __triton": "matrix products, Triton",
