@@ -212,8 +212,7 @@ def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[s
 
     profile: leave a trace of a few steps in the workdir.
     """
-    settings = config.train
-    make_parallel(config.parallel).check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
+    make_parallel(config.parallel).check_training(config.train)
     make_workdir(workdir)
     with held(workdir):
         return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)

@@ -5,7 +5,12 @@ Sources: memory_bytes and memory_bandwidth of H100, H200, A100 and B200 as OpenX
 give matrix products with sparsity, of which half is dense, and links in both directions, of which half is one.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Any
+
+# The first compute capability whose tensor cores multiply 8-bit floats.
+FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,7 @@ class Hardware:
     num_cores:        streaming multiprocessors, at clock_ghz.
     memory_bytes, memory_bandwidth (bytes/s), l2_cache_bytes.
     bf16_flops:       dense matrix products, operations/s, with float32 sums.
+    fp8_flops:        the same in 8-bit floats; 0: it has none.
     link_bandwidth:   bytes/s to its neighbours in one direction: NVLink where it has it, else PCIe.
     """
 
@@ -28,6 +34,7 @@ class Hardware:
     memory_bandwidth: float
     l2_cache_bytes: int
     bf16_flops: float
+    fp8_flops: float
     link_bandwidth: float
 
 
@@ -41,6 +48,7 @@ HARDWARE = {
         memory_bandwidth=3.35232e12,
         l2_cache_bytes=52_428_800,
         bf16_flops=989.5e12,
+        fp8_flops=1979e12,
         link_bandwidth=450e9,
     ),
     "h100-pcie": Hardware(
@@ -52,6 +60,7 @@ HARDWARE = {
         memory_bandwidth=2.03904e12,
         l2_cache_bytes=52_428_800,
         bf16_flops=756.5e12,
+        fp8_flops=1513e12,
         link_bandwidth=64e9,
     ),
     "h200": Hardware(
@@ -63,6 +72,7 @@ HARDWARE = {
         memory_bandwidth=4.8e12,
         l2_cache_bytes=52_428_800,
         bf16_flops=989.5e12,
+        fp8_flops=1979e12,
         link_bandwidth=450e9,
     ),
     "b200": Hardware(
@@ -74,6 +84,7 @@ HARDWARE = {
         memory_bandwidth=7.67232e12,
         l2_cache_bytes=132_644_864,
         bf16_flops=2250e12,
+        fp8_flops=4500e12,
         link_bandwidth=900e9,
     ),
     "a100": Hardware(
@@ -85,6 +96,7 @@ HARDWARE = {
         memory_bandwidth=2.03904e12,
         l2_cache_bytes=41_943_040,
         bf16_flops=312e12,
+        fp8_flops=0,
         link_bandwidth=300e9,
     ),
     "l40s": Hardware(
@@ -96,6 +108,7 @@ HARDWARE = {
         memory_bandwidth=864e9,
         l2_cache_bytes=100_663_296,
         bf16_flops=362e12,
+        fp8_flops=733e12,
         link_bandwidth=32e9,
     ),
     "l4": Hardware(
@@ -107,6 +120,7 @@ HARDWARE = {
         memory_bandwidth=300e9,
         l2_cache_bytes=50_331_648,
         bf16_flops=121e12,
+        fp8_flops=242.5e12,
         link_bandwidth=32e9,
     ),
 }
@@ -119,3 +133,9 @@ def find_hardware(device_kind: str) -> Hardware | None:
     """
     fits = [card for card in HARDWARE.values() if f"{device_kind} ".startswith(f"{card.device_kind} ")]
     return max(fits, key=lambda card: len(card.device_kind), default=None)
+
+
+def has_fp8(device: Any) -> bool:
+    """Whether a JAX device, there or described, has matrix products in 8-bit floats: NVIDIA's from Ada on."""
+    capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return capability is not None and (int(capability[1]), int(capability[2])) >= FP8_CAPABILITY

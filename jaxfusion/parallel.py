@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from jaxfusion.config.run import ParallelConfig
+from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
+from jaxfusion.hardware import has_fp8
 
 Tree = TypeVar("Tree")
 Step = Callable[..., Any]  # step(state, batch, axis_name=None), of any state and result
@@ -51,6 +52,16 @@ class Parallel(ABC):
             raise UserError(
                 f"{setting}: {batch_size} rows cannot be shared evenly by {self.num_devices} devices{each}; "
                 f"use a multiple of {self.num_devices * parts}"
+            )
+
+    def check_training(self, settings: TrainConfig) -> None:
+        """Raises UserError for a batch that the devices cannot share evenly, and products that they do not have."""
+        self.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
+        device = self.mesh.devices.flat[0]
+        if settings.matmul == "fp8" and device.platform != "cpu" and not has_fp8(device):  # a CPU does without them
+            raise UserError(
+                f"config.train.matmul: {device.device_kind} has no fp8 matrix products, which NVIDIA GPUs of compute "
+                "capability 8.9 or higher have; set it to 'compute'"
             )
 
     @abstractmethod

@@ -70,6 +70,9 @@ class TrainConfig:
     # What layers compute again in the backward pass, to save memory: nothing; all but what matrix products and
     # attention give; all but what attention reads and gives; everything.
     remat: Literal["none", "dots", "attention", "full"] = "none"
+    # What a step multiplies in the linear layers of transformer stacks: model.dtype, or 8-bit floats, where the GPU has
+    # them (compute capability 8.9 or higher; a CPU does without, slowly). Parameters keep their dtype either way.
+    matmul: Literal["compute", "fp8"] = "compute"
     seed: int = 0
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from jaxfusion.models import remat
+from jaxfusion.models import float8, remat
 from jaxfusion.models.int8 import has_int8
 
 Params = Any
@@ -57,7 +57,7 @@ def run_stack(
     grouped: a layer is a stack of its own, whose layers are rematerialised, see `jaxfusion.models.remat`, and not it.
     """
     if not grouped:
-        apply = remat.layer(apply, in_scan=scan)
+        apply = remat.layer(float8.layer(apply), in_scan=scan)
     if isinstance(params, Unstacked):
         return _run_unstacked(apply, params, x, xs)
     if scan:

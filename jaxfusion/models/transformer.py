@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import AttentionKernel, TransformerConfig
-from jaxfusion.models import remat
+from jaxfusion.models import float8, remat
 from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.lora import inside
 from jaxfusion.models.remat import named
@@ -273,7 +273,7 @@ def _run_interleaved(
         between, layers = params
         return run_stack(apply, layers, apply_between(between, x), xs, scan=scan)
 
-    apply_between = remat.layer(interleaved.apply, in_scan=scan)
+    apply_between = remat.layer(float8.layer(interleaved.apply), in_scan=scan)
     layers, xs = grouped(params, interleaved.every), tuple(grouped(part, interleaved.every) for part in xs)
     if isinstance(layers, Unstacked):
         between = interleaved.params

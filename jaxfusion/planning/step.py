@@ -1,7 +1,7 @@
 """What one training step takes on GPUs that are not there: whether it fits, what it launches and sends, and how fast it
 could be at best."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxfusion.config.run import TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
 from jaxfusion.models.encoder import choose_kernel
+from jaxfusion.models.float8 import MatMul
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel
@@ -35,6 +36,7 @@ class StepPlan:
 
     parameters: of each room. optimizer: its state, step counts and random state. batch: a card's rows.
     flops:      that the model needs for the batch, over all cards.
+    matmul:     see `TrainConfig`.
     """
 
     card: Hardware
@@ -45,6 +47,7 @@ class StepPlan:
     batch: int
     program: Program
     flops: float
+    matmul: MatMul = "compute"
 
     @property
     def share(self) -> float:
@@ -57,12 +60,13 @@ class StepPlan:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at least, each as if there were nothing else: arithmetic at the bf16 peak; reading
-        the state and the batch once; sending what is summed up, once each way."""
+        """Seconds that a step takes at least, each as if there were nothing else: arithmetic at the bf16 peak, or
+        fp8's where that multiplies; reading the state and the batch once; sending what is summed up, once each way."""
+        peak = self.card.fp8_flops if self.matmul == "fp8" else self.card.bf16_flops
         program, devices = self.program, self.devices
         sent = sum(size * (devices - 1) / devices for size in program.collective_bytes.values())
         return {
-            "arithmetic": self.flops / devices / self.card.bf16_flops,
+            "arithmetic": self.flops / devices / peak,
             "memory": program.argument_bytes / self.card.memory_bandwidth,
             "links": sent / self.card.link_bandwidth,
         }
@@ -74,11 +78,11 @@ def plan_step(
     """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
 
     batch: NumPy arrays of all cards' rows.
-    Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, and
-    cuDNN's LSTM.
+    Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, fp8
+    where the hardware has none, and cuDNN's LSTM.
     """
     mesh, rows = described_mesh(hardware, topology), batch.tokens.shape[0]
-    MeshParallel(mesh).check_batch_size("config.train.batch_size", rows, settings.accumulate)
+    MeshParallel(mesh).check_training(replace(settings, batch_size=rows))
     _check_encoder(config, batch, mesh)
     model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
@@ -93,6 +97,7 @@ def plan_step(
         batch=_bytes(batch) // mesh.size,
         program=read_program(compiled),
         flops=count_flops(config, batch, trainable=trained_paths(state.params, settings.trainable)).training,
+        matmul=settings.matmul,
     )
 
 

@@ -45,13 +45,13 @@ def train(
     init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
     profile: where a trace of five steps goes, once the run is warm.
 
-    Raises UserError for a batch size that does not fit the devices, a glob that fits no parameter, a checkpoint that
+    Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
     does not fit the model, data that end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run
     after the step in progress with a checkpoint and SystemExit; a second one has its usual effect.
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
-    parallel.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
+    parallel.check_training(settings)
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.run import TrainConfig
+from jaxfusion.models.float8 import MatMul, multiplied
 from jaxfusion.models.remat import Remat, rematerialised
 from jaxfusion.models.rows import row_axes
 from jaxfusion.models.sizes import batch_sizes
@@ -33,6 +34,7 @@ def train_step(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     remat: Remat = "none",
+    matmul: MatMul = "compute",
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
@@ -43,6 +45,7 @@ def train_step(
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
     z_loss, label_smoothing: as in `CrossEntropy`; what is minimised, and what the metrics call loss.
     remat: what the backward pass computes again, see `jaxfusion.models.remat`.
+    matmul: how linear layers of stacks are multiplied, see `jaxfusion.models.float8`.
     accumulate: parts of the rows that are taken one after the other. Their gradients are added up, in float32, and
         divided once, so the update is that of all rows at once but for dropout, which each part has its own, and on a
         mesh each device. It must divide the rows that each device holds.
@@ -57,7 +60,7 @@ def train_step(
 
     def summed_loss(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
         params = join(trainable, frozen)
-        with rematerialised(remat):
+        with rematerialised(remat), multiplied(matmul):
             sums = forward_loss(model, params, batch, rng, z_loss=z_loss, label_smoothing=label_smoothing)
         return sums.loss, sums
 
@@ -87,7 +90,7 @@ def train_step(
 
 def make_step(model: Model, optimizer: optax.GradientTransformation, settings: TrainConfig) -> Callable[..., Any]:
     """`train_step` of a run: what is left are the state, the batch and the axis name."""
-    names = ("z_loss", "label_smoothing", "remat", "accumulate")
+    names = ("z_loss", "label_smoothing", "remat", "matmul", "accumulate")
     return partial(train_step, model, optimizer, **{name: getattr(settings, name) for name in names})
 
 

@@ -1,11 +1,13 @@
 """Whole plans of small runs, compiled for cards that are not there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.errors import UserError
+from jaxfusion.hardware import HARDWARE
 from jaxfusion.main import main
 from jaxfusion.planning.run import plan_run
 from tests.planning.cuda import needs_cuda_build
@@ -48,6 +50,24 @@ def test_a_run_is_planned_for_several_cards():
 def test_a_recurrent_run_is_planned_as_a_loop():
     plan = plan_run(config_of(BILSTM), rows=4)
     assert plan.rows == 4 and plan.program.kernels.total() > 128  # at least one launch for each position
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("topology", ["1x1x1", "1x1x2"])
+def test_fp8_products_read_8_bits(topology):
+    config = config_of(MODEL, hardware="h100", topology=topology)
+    plain, fp8 = (plan_run(replace(config, train=replace(config.train, matmul=matmul))) for matmul in ("compute", "fp8"))
+    types = [{array.split("[")[0] for array in plan.program.arrays} for plan in (plain, fp8)]
+    assert {"f8e4m3fn", "f8e5m2"} <= types[1] and not {"f8e4m3fn", "f8e5m2"} & types[0]
+    assert fp8.bounds["arithmetic"] == fp8.flops / fp8.devices / HARDWARE["h100"].fp8_flops
+    assert fp8.bounds["arithmetic"] < plain.bounds["arithmetic"]
+
+
+@needs_cuda_build
+def test_fp8_is_refused_where_the_card_has_none():
+    config = config_of(MODEL, hardware="a100")
+    with pytest.raises(UserError, match=r"^config\.train\.matmul: NVIDIA A100-SXM4-80GB .* set it to 'compute'$"):
+        plan_run(replace(config, train=replace(config.train, matmul="fp8")))
 
 
 @needs_cuda_build
