@@ -56,7 +56,7 @@ def test_a_recurrent_run_is_planned_as_a_loop():
 @pytest.mark.parametrize("topology", ["1x1x1", "1x1x2"])
 def test_fp8_products_read_8_bits(topology):
     config = config_of(MODEL, hardware="h100", topology=topology)
-    plain, fp8 = (plan_run(replace(config, train=replace(config.train, matmul=matmul))) for matmul in ("compute", "fp8"))
+    plain, fp8 = (plan_run(replace(config, train=replace(config.train, matmul=m))) for m in ("compute", "fp8"))
     types = [{array.split("[")[0] for array in plan.program.arrays} for plan in (plain, fp8)]
     assert {"f8e4m3fn", "f8e5m2"} <= types[1] and not {"f8e4m3fn", "f8e5m2"} & types[0]
     assert fp8.bounds["arithmetic"] == fp8.flops / fp8.devices / HARDWARE["h100"].fp8_flops
