@@ -163,16 +163,22 @@ def _cudnn(query: Array, key: Array, value: Array, interval: Interval, scale: fl
         )
     # Causal needs no lengths: right padding is only ever seen by padding.
     lengths = interval.end[:, 0] if interval.kind == "full" else None
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
+    out = jax.nn.dot_product_attention(
+        _even(query),
+        _even(key),
+        _even(value),
         scale=scale,
         is_causal=interval.kind == "causal",
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         implementation="cudnn",
     )
+    return out[:, : query.shape[1]]
+
+
+def _even(x: Float[Array, "B T N H"]) -> Float[Array, "B S N H"]:
+    """With a position of padding where their number is odd: of an odd number JAX refuses cuDNN's gradients."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _xla(query: Array, key: Array, value: Array, interval: Interval, scale: float, softcap: float) -> Array:
