@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.command_line import Parser, environment, positive
+from benchmarks.command_line import Parser, environment, new_file, positive
 from jaxfusion.errors import UserError
 from jaxfusion.models.attention import (
     Interval,
@@ -76,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     print("| interval | heads | kernel | error, forward | error, backward | forward + backward | XLA / kernel |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    length = args.length or (2048 if jax.default_backend() == "gpu" else 128)
     for case in CASES:
-        for row in measure(case, args.length, args.rounds):
+        for row in measure(case, length, args.rounds):
             found.append(row)
             print(_line(case, row), flush=True)
     if args.json is not None:
@@ -216,10 +216,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    length = 2048 if jax.default_backend() == "gpu" else 128
-    parser.add_argument("--length", type=positive, default=length, metavar="N", help=f"positions (default: {length})")
+    parser.add_argument("--length", type=positive, metavar="N", help="positions (default: 2048, on a CPU 128)")
     parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="turns of each (default: 20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     return parser
 
 

@@ -25,6 +25,12 @@ def positive(text: str) -> int:
     return value
 
 
+def new_file(text: str) -> Path:
+    if not (path := Path(text)).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not a directory; make it first")
+    return path
+
+
 def environment() -> dict[str, Any]:
     """The hardware and software that a result belongs to."""
     devices = jax.local_devices()

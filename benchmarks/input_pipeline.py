@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.command_line import Parser, environment, positive, show
+from benchmarks.command_line import Parser, environment, new_file, positive, show
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import ModelConfig, PixelShuffleProjectorConfig, ViTConfig
 from jaxfusion.config.run import DataConfig
@@ -49,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser().parse_args(argv)
-        if args.json is not None and not args.json.parent.is_dir():
-            raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
         if min(args.picture) < args.image_size:
             raise UserError(f"--image-size: {args.image_size} is larger than the pictures; give a larger --picture")
         result = compare(args.pictures, args.picture, args.image_size, args.workers, args.rounds, args.batches)
@@ -163,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_count, default=2, metavar="N", help="processes (default: 2; 0: none)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each (default: 5)")
     parser.add_argument("--batches", type=positive, default=16, metavar="N", help="timed in a turn (default: 16)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     return parser
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.command_line import Parser, environment, positive, show
+from benchmarks.command_line import Parser, environment, new_file, positive, show
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build, init
 from jaxfusion.pretrained.families import FAMILIES
@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser().parse_args(argv)
-        if args.json is not None and not args.json.parent.is_dir():
-            raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
         if args.directory is not None and not args.directory.is_dir():
             raise UserError(f"--directory: {args.directory} is not a directory; make it first")
         result = compare(args.size * 1_000_000, args.stored, args.dtype, args.rounds, args.directory)
@@ -179,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to load it in (default: float32)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="of each loader (default: 5)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for the files (default: the system's temporary)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     return parser
 
 

@@ -10,14 +10,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from benchmarks.command_line import Parser, environment, positive, show
+from benchmarks.command_line import Parser, environment, new_file, positive, show
 from benchmarks.mixed import MixedReader
 from benchmarks.training import Training
 from jaxfusion.config.model import (
@@ -54,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser().parse_args(argv)
-        if args.json is not None and not args.json.parent.is_dir():
-            raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
         sizes = mixed_sizes(byte_tokenizer())
         result = {"rows": how_full(sizes, args.row_length)}
         if args.samples:
@@ -199,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=12000, metavar="N", help="to train on (default: 12000); 0: rows alone"
     )
     parser.add_argument("--rounds", default=10, help="turns of both sides (default: 10)", **number)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     return parser
 
 

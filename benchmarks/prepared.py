@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.command_line import Parser, environment, positive, show
+from benchmarks.command_line import Parser, environment, new_file, positive, show
 from benchmarks.input_pipeline import make_records
 from benchmarks.training import Training
 from benchmarks.weights import random_params
@@ -60,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser().parse_args(argv)
-        if args.json is not None and not args.json.parent.is_dir():
-            raise UserError(f"--json: {args.json.parent} is not a directory; make it first")
         use_cpu_cores(args.rows)
         with tempfile.TemporaryDirectory() as scratch:
             result = measure(Path(scratch), args.records, args.rows, args.steps, args.rounds)
@@ -141,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", default=16, help="samples a step (default: 16)", **number)
     parser.add_argument("--steps", default=4, help="in a turn (default: 4)", **number)
     parser.add_argument("--rounds", default=7, help="turns of each (default: 7)", **number)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     return parser
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import jax
 
-from benchmarks.command_line import Parser, positive, show
+from benchmarks.command_line import Parser, new_file, positive, show
 from benchmarks.compare import compare, quartiles
 from benchmarks.ours import Ours, mfu
 from benchmarks.plan import facts_of, plan_preset
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--attention", choices=get_args(AttentionKernel), help="kernel of ours (default: auto)")
     parser.add_argument("--strategy", choices=("mesh", "pmap"), default="mesh", help="of ours (default: mesh)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     parser.add_argument("--append", type=Path, metavar="FILE", help="append a table in Markdown to FILE")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of the timed steps for XProf to DIR")
     parser.add_argument("--plan", choices=HARDWARE, help="compile for this GPU, run nothing; needs no GPU")

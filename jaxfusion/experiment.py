@@ -25,7 +25,7 @@ from jaxfusion.data.prepared import About, Prepared
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
-from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples
+from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
@@ -147,7 +147,13 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     """That of the text model's checkpoint; trained on the data, now or when they were prepared, where there is none."""
     name = text_checkpoint(config)
     if not name and config.data.prepared:
-        return TrainedTokenizer.load(Prepared(config.data.prepared).directory / "tokenizer.json")
+        file = Prepared(config.data.prepared).directory / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(
+                f"config.data.prepared: {config.data.prepared} was prepared with a checkpoint's tokenizer; name that "
+                "checkpoint in config.pretrained, or prepare the data without one"
+            )
+        return TrainedTokenizer.load(file)
     if not name:
         return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
     checkpoint = open_checkpoint(name)
@@ -213,6 +219,7 @@ def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[s
     profile: leave a trace of a few steps in the workdir.
     """
     make_parallel(config.parallel).check_training(config.train)
+    sampling_of(config.generate)  # refused now, and not after the training
     make_workdir(workdir)
     with held(workdir):
         return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)
@@ -256,6 +263,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
 
 def evaluate_run(config: Config, workdir: Path) -> dict[str, float]:
     """Evaluates a trained workdir's newest checkpoint and writes the report anew; returns the metrics."""
+    sampling_of(config.generate)
     make_workdir(workdir)
     _, params = load_run(workdir)
     return _evaluate(open_experiment(config, workdir), params, latest_step(workdir))

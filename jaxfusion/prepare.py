@@ -132,11 +132,8 @@ def _write_shards(experiment: Experiment, tower: "FrozenTower | None", output: P
         if tower is not None:
             columns = tower.replace_pictures(columns)
         contents = _shown(map(to_bytes, columns), done, progress)
-        try:
-            for shard in missing:
-                shard.write(islice(contents, len(shard.places)))
-        except OSError as error:
-            raise UserError(f"{output}: cannot be written ({error.strerror or error}); make room there") from error
+        for shard in missing:
+            shard.write(islice(contents, len(shard.places)))
 
 
 def _shown(contents: Iterator[bytes], done: int, progress: Progress) -> Iterator[bytes]:

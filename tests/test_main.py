@@ -112,6 +112,7 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
         ("--config.model.decoder.dropout=1.5", "config.model.decoder.dropout: 1.5 is no share"),
         ("--config.model.projector.factor=0", "config.model.projector.factor: "),
         ("--config.train.batch_size=0", "config.train.batch_size: 0 is too small; use 1 or more"),
+        ("--config.generate.top_p=2", "config.generate.top_p: 2.0 was given; it must be above 0 and at most 1"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -175,6 +176,12 @@ def test_prepare_goes_on_where_it_was_killed(settings, prepared, tmp_path, monke
 def test_runs_that_would_make_other_records_are_refused(settings, prepared, tmp_path, changes, message):
     with pytest.raises(UserError, match=r"^config\.data\.prepared: .*pixels was prepared " + message):
         experiment_on(settings, prepared / "pixels", tmp_path, **changes)
+
+
+def test_a_checkpoints_tokenizer_is_asked_for_by_the_checkpoint(settings, prepared, tmp_path):
+    shutil.copytree(prepared / "pixels", tmp_path / "data", ignore=shutil.ignore_patterns("tokenizer.json"))
+    with pytest.raises(UserError, match=r"^config\.data\.prepared: .* with a checkpoint's tokenizer; name that"):
+        experiment_on(settings, tmp_path / "data", tmp_path)
 
 
 @pytest.mark.parametrize(

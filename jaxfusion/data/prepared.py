@@ -8,6 +8,7 @@ picture. It is a file of safetensors in itself, so nothing that is read is ever 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -186,16 +187,29 @@ class Shard(NamedTuple):
     places: range
 
     def write(self, contents: Iterable[bytes]) -> None:
+        """Raises UserError where the file system does not take it."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         partial = self.path.with_name(self.path.name + ".partial")
-        writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read without its neighbours
+        with _written(self.path.parent):
+            writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read without its neighbours
         try:
             for content in contents:
-                writer.write(content)
+                with _written(self.path.parent):
+                    writer.write(content)
         finally:
-            writer.close()
-        os.replace(partial, self.path)
+            with _written(self.path.parent):
+                writer.close()
+        with _written(self.path.parent):
+            os.replace(partial, self.path)
+
+
+@contextmanager
+def _written(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record raises the latter for what the system refuses
+        raise UserError(f"{directory}: cannot be written ({error}); make room there") from error
 
 
 def shards_of(directory: Path, records: int, each: int) -> Iterator[Shard]:

@@ -48,12 +48,19 @@ class Evaluation:
 
 def sampling_of(config: GenerateConfig) -> Sampling | Beams:
     """How answers are chosen. Raises UserError, by the setting's full name, for a value that means nothing."""
-    if config.num_beams > 1:
-        return Beams(num_beams=config.num_beams, length_penalty=config.length_penalty)
     try:
-        return Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
+        sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
     except UserError as error:
         raise UserError(f"config.generate.{error}") from None
+    if config.num_beams == 1:
+        return sampling
+    for field in fields(Sampling):
+        if getattr(sampling, field.name) != field.default:
+            raise UserError(
+                f"config.generate.{field.name}: beams are not sampled; leave it at {field.default}, "
+                "or set config.generate.num_beams to 1"
+            )
+    return Beams(num_beams=config.num_beams, length_penalty=config.length_penalty)
 
 
 def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[Sample]:

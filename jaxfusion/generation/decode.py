@@ -1,8 +1,8 @@
 """Autoregressive decoding: prompts are read into caches of keys and values, and answers grow by blocks of tokens.
 
 params = decoding_params(params)
-state = prefill(model, num_positions, params, batch, Wanted.of([sampling], [seed], [limit]))
-tokens, state = decode_block(model, NUM_TOKENS, eos, params, state)          # donates the state; again until all ended
+first, state = prefill(model, num_positions, eos, params, batch, Wanted.of([sampling], [seed], [limit]))
+chosen, state = decode_block(model, BLOCK, eos, params, state)          # donates the state; again until all have ended
 
 Every row has settings, key and limit of its own, and nothing of a row depends on those beside it.
 """
@@ -223,7 +223,10 @@ def generate_tokens(
     num_rows, num_positions = batch.tokens.shape
     eos = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
     samplings = [sampling] * num_rows if isinstance(sampling, Sampling) else list(sampling)
-    seeds = np.broadcast_to(seed, num_rows).tolist()
+    seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
+    for name, given in (("sampling", samplings), ("seed", seeds)):
+        if len(given) != num_rows:
+            raise UserError(f"{name}: {len(given)} were given for {num_rows} rows; give one for all, or one a row")
     wanted = Wanted.of(samplings, seeds, [max_new_tokens] * num_rows)
     params, batch = decoding_params(params), jax.tree.map(jnp.asarray, batch)
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxfusion.batch import Batch
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Layout, Segment
 from jaxfusion.errors import UserError
@@ -36,7 +37,7 @@ from jaxfusion.generation.decode import (
 from jaxfusion.generation.sampling import GREEDY, Sampling
 from jaxfusion.models.vlm import Model, Params
 
-End = Literal["stop", "length", "cancelled"]
+End = Literal["stop", "length", "cancelled", "failed"]
 
 
 class BusyError(UserError):
@@ -102,8 +103,11 @@ class Engine:
 
     num_rows:      answers that grow at once. num_positions: of prompt and answer together, images included.
     max_images:    of a prompt, for a fusion that goes on looking at them; the others take what fits a row.
-    max_waiting:   requests beyond those in a row; more are refused.
+    max_waiting:   requests beyond those that find a row; more are refused.
     eos:           ids each of which ends an answer; None: the tokenizer's.
+
+    Where a turn fails, for want of memory for example, it raises what it was, every answer ends as "failed", and the
+    engine is closed.
     """
 
     def __init__(
@@ -118,13 +122,21 @@ class Engine:
         eos: tuple[int, ...] | None = None,
     ) -> None:
         check_generates(model, 0, 1)
+        numbers = {"num_rows": num_rows, "num_positions": num_positions, "max_images": max_images}
+        for name, number in (numbers | {"max_waiting": max_waiting}).items():
+            if number < 1:
+                raise UserError(f"{name}: {number} was given; use 1 or more")
+        if eos is None and model.tokenizer is None:
+            raise UserError(
+                "eos: the model has no tokenizer that says what ends an answer; name the ids, or () for none"
+            )
         self._model, self._params, self._layout = model, decoding_params(params), Layout.of(model.config)
         self._num_positions = min(num_positions, model.config.text_embedding.max_positions)
         self._max_images, self._max_waiting = max_images, max_waiting
         self._eos = tuple(model.tokenizer.stop_ids) if eos is None else eos
-        self._state = empty_state(model, num_rows, num_positions, max_images)
+        self._state = empty_state(model, num_rows, self._num_positions, max_images)
         self._rows: list[Answer | None] = [None] * num_rows
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[tuple[Answer, Batch, Wanted]] = deque()
         self._work, self._closed = threading.Condition(), False
 
     def submit(self, request: Request) -> Answer:
@@ -139,18 +151,27 @@ class Engine:
             )
         if looks_back(self._model) and images > self._max_images:
             raise UserError(f"the prompt has {images} images and may have {self._max_images}; leave some out")
-        answer = Answer(request)
+        answer, batch = Answer(request), self._batch(request.segment)
+        wanted = Wanted.of([request.sampling], [request.seed], [request.limit])
         with self._work:
             if self._closed:
                 raise UserError("the engine is closed and takes no more requests")
-            if len(self._waiting) >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} requests are waiting already; try again later")
-            self._waiting.append(answer)
+            self._waiting = deque(entry for entry in self._waiting if entry[0].end is None)
+            if len(self._waiting) >= self._max_waiting + self._rows.count(None):
+                raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
+            self._waiting.append((answer, batch, wanted))
             self._work.notify()
         return answer
 
     def turn(self) -> bool:
         """Lets waiting requests join, and all rows grow by a block. False: there was nothing to do."""
+        try:
+            return self._turn()
+        except BaseException:
+            self._fail()
+            raise
+
+    def _turn(self) -> bool:
         firsts = self._admit()
         if all(answer is None for answer in self._rows):
             return False
@@ -194,27 +215,35 @@ class Engine:
                 self._state = _stop(self._state, row)
         firsts = {}
         for row, answer in enumerate(self._rows):
-            while answer is None and (answer := self._next()) is not None:
-                request = answer.request
-                wanted = Wanted.of([request.sampling], [request.seed], [request.limit])
-                cache_positions = self._state.cache.layers[0].key.shape[1]
-                batch = jax.tree.map(jnp.asarray, self._batch(request.segment))
-                firsts[row], one = prefill(self._model, cache_positions, self._eos, self._params, batch, wanted)
-                self._state, self._rows[row] = _put(self._state, one, row), answer
+            if answer is None and (entry := self._next()) is not None:
+                self._rows[row], batch, wanted = entry
+                positions = self._state.cache.layers[0].key.shape[1]
+                batch = jax.tree.map(jnp.asarray, batch)
+                firsts[row], one = prefill(self._model, positions, self._eos, self._params, batch, wanted)
+                self._state = _put(self._state, one, row)
         return firsts
 
-    def _next(self) -> Answer | None:
+    def _next(self) -> tuple[Answer, Batch, Wanted] | None:
         with self._work:
             while self._waiting:
-                answer = self._waiting.popleft()
-                if answer.end is None:
-                    return answer
+                entry = self._waiting.popleft()
+                if entry[0].end is None:
+                    return entry
         return None
 
-    def _batch(self, segment: Segment) -> Any:
+    def _fail(self) -> None:
+        with self._work:
+            self._closed = True
+            answers = [*self._rows, *(answer for answer, _, _ in self._waiting)]
+            self._waiting.clear()
+        for answer in answers:
+            if answer is not None:
+                answer._add([], [], "failed")
+
+    def _batch(self, segment: Segment) -> Batch:
         """Of one of few shapes: rows and image slots are powers of two, so that there are few programs."""
         length, images = segment.size
-        row_length = min(max(_power_of_two(length), BUCKET), max(self._num_positions, length))
+        row_length = min(max(_power_of_two(length), BUCKET), self._num_positions)
         number = self._max_images if looks_back(self._model) else _power_of_two(images) if images else 0
         slots = ImageSlots.of(self._model.config, number)
         return pack([[segment]], row_length, self._layout.tokens_per_image, slots, packed=False)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxfusion.batch import Batch
 from jaxfusion.data.messages import Image, Message
 from jaxfusion.data.packing import pack
-from jaxfusion.data.tokenise import Layout, tokenise_prompt
+from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
 from jaxfusion.errors import UserError
 from jaxfusion.generation.beams import Beams, beam_search
 from jaxfusion.generation.decode import BUCKET, generate_tokens
@@ -39,15 +39,36 @@ def generate(
     stop:    texts before the first of which an answer ends.
     Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
-    if isinstance(prompts, str):
-        raise UserError(f"prompts: a list of texts is wanted; write [{prompts[:40]!r}]")
-    if not isinstance(model, Model):
-        raise UserError("model: a vision tower alone says nothing; look through it with jaxfusion.see")
+    check_prompts(model, prompts)
     if not prompts:
         return []
     messages = [(message,) for message in user_messages(model, prompts, images)]
     settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
     return answer_messages(model, params, messages, **settings)
+
+
+def check_prompts(model: Any, prompts: Any) -> None:
+    """Raises UserError for what is no list of texts, and for what is no language model."""
+    if isinstance(prompts, str):
+        raise UserError(f"prompts: a list of texts is wanted; write [{prompts[:40]!r}]")
+    if not isinstance(model, Model):
+        raise UserError("model: a vision tower alone says nothing; look through it with jaxfusion.see")
+    check_tokenizer(model)
+
+
+def check_tokenizer(model: Model) -> None:
+    if model.tokenizer is None:
+        raise UserError("the model has no tokenizer; load it from a workdir, or give one to build(config, tokenizer)")
+
+
+def check_vocabulary(model: Model, segments: Sequence[Segment]) -> None:
+    """Raises UserError for a token that the model's table lacks."""
+    vocab_size = model.config.text_embedding.vocab_size
+    if beyond := {int(index) for segment in segments for index in segment.tokens if index >= vocab_size}:
+        raise UserError(
+            f"a text holds the token {min(beyond)}, of which the model's vocabulary of {vocab_size} knows nothing; "
+            "use a chat template and texts without it"
+        )
 
 
 def user_messages(model: Model, prompts: Sequence[str], images: Sequence[Any] | None) -> list[Message]:
@@ -73,16 +94,10 @@ def answer_messages(
     put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
     """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
-    if model.tokenizer is None:
-        raise UserError("the model has no tokenizer; load it from a workdir, or give one to build(config, tokenizer)")
+    check_tokenizer(model)
     layout, tokenizer = Layout.of(model.config), model.tokenizer
     segments = [tokenise_prompt(messages, tokenizer, layout) for messages in conversations]
-    vocab_size = model.config.text_embedding.vocab_size
-    if beyond := {int(index) for segment in segments for index in segment.tokens if index >= vocab_size}:
-        raise UserError(
-            f"a prompt holds the token {min(beyond)}, of which the model's vocabulary of {vocab_size} knows nothing; "
-            "use a chat template and texts without it"
-        )
+    check_vocabulary(model, segments)
     longest = max(len(segment.tokens) for segment in segments)
     context = model.config.text_embedding.max_positions
     if longest + max_new_tokens > context:

@@ -35,7 +35,7 @@ class Sampling:
         wanted = {
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
             "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
-            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_k": (0 <= self.top_k < 2**31, "0 or more, and below 2**31"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
         }
@@ -131,5 +131,8 @@ def draw(
 
 
 def seed_keys(seeds: Sequence[int]) -> UInt32[np.ndarray, "B K"]:
-    """Raw key data, on the host, of each request's seed."""
+    """Raw key data, on the host, of each request's seed. Raises UserError for one that 64 bits do not hold."""
+    for seed in seeds:
+        if not -(2**63) <= seed < 2**63:
+            raise UserError(f"seed: {seed} was given; use a number of 64 bits")
     return np.stack([np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds])

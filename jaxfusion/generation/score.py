@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxfusion.batch import Batch
-from jaxfusion.data.packing import pack
+from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
 from jaxfusion.errors import UserError
 from jaxfusion.generation.decode import BUCKET, check_generates
-from jaxfusion.generation.generate import user_messages
+from jaxfusion.generation.generate import check_prompts, check_vocabulary, user_messages
 from jaxfusion.models.vlm import Model, Params, features, output_matrix
 from jaxfusion.training.cross_entropy import CrossEntropy, linear_cross_entropy
 
@@ -27,14 +27,17 @@ def score(
     *,
     candidates: Sequence[Sequence[str]],
     ends: bool = True,
+    batch_size: int = 32,
 ) -> list[Float[np.ndarray, " C"]]:
     """The log-probability (nats) of each candidate answer to each prompt, whose exponents are exact, not drawn.
 
     prompts, images: as `generate` takes them. candidates: of each prompt, as the model would write them: a language
     model without a chat template goes on with the text, so a new word begins with a space.
     ends: with the end of the answer after it, without which a beginning of an answer is as likely as all that follow.
+    batch_size: candidates that are read at once, each with its prompt.
     Raises UserError as `generate` does, and for a candidate without any text.
     """
+    check_prompts(model, prompts)
     if len(candidates) != len(prompts):
         raise UserError(
             f"candidates: {len(candidates)} entries for {len(prompts)} prompts; give a list for each prompt"
@@ -52,10 +55,16 @@ def score(
         return [np.zeros(0, np.float32) for _ in candidates]
     longest = max(len(segment.tokens) for segment in segments)
     check_generates(model, longest, 0)
+    check_vocabulary(model, segments)
     length = min(-(-longest // BUCKET) * BUCKET, model.config.text_embedding.max_positions)
-    batch = jax.tree.map(jnp.asarray, pack([[segment] for segment in segments], length, layout.tokens_per_image))
-    scores = np.asarray(row_scores(model, params, batch))
-    return np.split(scores, np.cumsum([len(answers) for answers in candidates])[:-1])
+    slots = ImageSlots.of(model.config, max(len(segment.images) for segment in segments))
+    scores = []
+    for start in range(0, len(segments), batch_size):
+        part = segments[start : start + batch_size]
+        filled = part + part[:1] * (batch_size - len(part))  # all batches of one shape
+        batch = pack([[segment] for segment in filled], length, layout.tokens_per_image, slots)
+        scores.append(np.asarray(row_scores(model, params, jax.tree.map(jnp.asarray, batch)))[: len(part)])
+    return np.split(np.concatenate(scores), np.cumsum([len(answers) for answers in candidates])[:-1])
 
 
 def answered(prompt: Segment, ids: Sequence[int], layout: Layout) -> Segment:

@@ -3,9 +3,11 @@
 As in Micikevicius et al. 2022, "FP8 formats for deep learning": activations and kernels are rounded to e4m3, gradients
 that come in to e5m2, each tensor after a division by its own scale, which goes by its largest absolute value at that
 moment; products are summed in float32, and come out, scaled back, in the layer's compute dtype. Parameters keep their
-dtype. Biases, adapters, attention, norms, embeddings, patches, projectors and output logits are computed as ever.
+dtype. Biases, adapters, attention, norms, embeddings, patches, linear and MLP projectors and output logits are computed
+as ever.
 
-Scales are powers of two: multiplying with them rounds nothing. On several devices a scale is that of the whole batch.
+Scales are powers of two: multiplying with them rounds nothing. A scale is that of the rows that are multiplied at once:
+on a mesh of the whole batch; under pmap, and where gradients are accumulated, of a device's part.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,7 +90,7 @@ class _Float8:
 
 
 def _rounded(x: Float[Array, "M N"], to: DTypeLike) -> _Float8:
-    """Infinities and what is no number become NaN, which the products show."""
+    """What is not finite stays so (e4m3 has no infinities and makes them NaN), which the products show."""
     largest = jnp.maximum(jnp.max(jnp.abs(x)).astype(jnp.float32), _TINY)
     _, exponent = jnp.frexp(largest)
     scale = jnp.ldexp(jnp.float32(1), exponent - _LARGEST_EXPONENT[to])

@@ -207,7 +207,7 @@ class VisualLanguageModel(nn.Module):
 class Model:
     """What a config describes, without parameters. Hashable, so `jax.jit(forward, static_argnums=0)` works.
 
-    tokenizer: turns text into ids and back; only `generate` needs it.
+    tokenizer: turns text into ids and back; the functions that take or give text need it.
     pixels:    what the checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
     origin:    the checkpoints' small files, which export writes again.
     """

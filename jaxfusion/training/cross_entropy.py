@@ -15,12 +15,13 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxfusion.models.rows import row_axes
+from jaxfusion.models.rows import platform, row_axes
 
-# Logits that are held at once, about; a chunk is never fewer positions, or the matrix would be read too often.
-MAX_LOGITS, MIN_POSITIONS = 1 << 25, 256
-# Where all would fit one chunk they are still so many, of no fewer positions, so that those without a loss are skipped.
-CHUNKS, MIN_POSITIONS_OF_MANY = 8, 64
+# Logits that are held at once, about; and so many chunks at least, so that those without any loss can be skipped.
+MAX_LOGITS, CHUNKS = 1 << 25, 8
+# A chunk is of no fewer positions: the matrix's gradient is read and written once a chunk, which must not take longer
+# than a chunk's products. A CPU's arithmetic is slower beside its memory than a GPU's.
+MIN_POSITIONS, MIN_POSITIONS_ON_CPU = 256, 64
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,8 @@ def _run(
 
 
 def _chunk_size(num_positions: int, vocab: int, max_logits: int) -> int:
-    step = max(max_logits // vocab, MIN_POSITIONS)
-    if step < num_positions:
-        return step
-    return min(num_positions, max(num_positions // CHUNKS, MIN_POSITIONS_OF_MANY))
+    least = MIN_POSITIONS_ON_CPU if platform() == "cpu" else MIN_POSITIONS
+    return min(num_positions, max(min(max_logits // vocab, num_positions // CHUNKS), least))
 
 
 def _for_each(count: int, body: Any, carry: Any) -> Any:

@@ -20,6 +20,14 @@ NEXT = Layout(tokens_per_image=2, fusion="place", predict="next")
 PICTURE = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 
 
+def test_a_full_disk_is_one_line(tmp_path):
+    shard = Shard(tmp_path / "records.array_record", range(1))
+    shard.path.with_name("records.array_record.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot be written \(.*No space left.*\); make room there"):
+        shard.write([b"a"])
+    assert not shard.path.exists()
+
+
 def samples(*texts: str, group: str = "en", label: int | None = None) -> list[Sample]:
     return [
         Sample(f"7-{i}", group, (ask(Image(PICTURE), text), answer(text.upper())), label)

@@ -8,8 +8,10 @@ import pytest
 
 import jaxfusion
 from jaxfusion.config import Config, from_dict
+from jaxfusion.config.run import GenerateConfig
 from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
-from jaxfusion.evaluation.evaluate import evaluate, held_out_losses
+from jaxfusion.errors import UserError
+from jaxfusion.evaluation.evaluate import evaluate, held_out_losses, sampling_of
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
 from jaxfusion.text.trained import TrainedTokenizer
 
@@ -81,3 +83,11 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
 def test_small_metrics():
     assert exact_match(["a", "b", "c"], ["a", "x", "c"]) == pytest.approx(2 / 3)
     np.testing.assert_array_equal(confusion_matrix([0, 0, 1], [0, 1, 1], 2), [[1, 1], [0, 1]])
+
+
+def test_beams_are_not_sampled():
+    assert sampling_of(GenerateConfig(num_beams=3)).num_beams == 3
+    with pytest.raises(UserError, match=r"^config\.generate\.temperature: beams are not sampled; leave it at 0.0, or"):
+        sampling_of(GenerateConfig(num_beams=3, temperature=0.5))
+    with pytest.raises(UserError, match=r"^config\.generate\.top_k: -1 was given"):
+        sampling_of(GenerateConfig(num_beams=3, top_k=-1))

@@ -116,9 +116,8 @@ def test_threads_read_as_tokens_come_and_none_is_lost(small):
     engine.close()
     server.join(timeout=60)
     assert not server.is_alive()
-    for number in (0, 5, 11):
-        assert read[number] == alone(*small, requests[number])
-    assert all(1 <= len(read[number]) <= requests[number].limit for number in range(12))
+    for number, request in enumerate(requests):
+        assert read[number] == alone(*small, request)
     with pytest.raises(UserError, match="the engine is closed"):
         engine.submit(requests[0])
 
@@ -130,3 +129,42 @@ def test_what_does_not_fit_is_refused(small):
         engine.submit(Request(segment=segment, limit=32))
     with pytest.raises(UserError, match="limit: 0"):
         engine.submit(Request(segment=segment, limit=0))
+    with pytest.raises(UserError, match="seed: "):
+        engine.submit(Request(segment=segment, limit=1, seed=2**70))
+    with pytest.raises(UserError, match="top_k: "):
+        Sampling(top_k=2**40)
+    assert not engine.turn()  # and none of them has stayed
+
+
+@pytest.mark.parametrize("name", ["num_rows", "num_positions", "max_images", "max_waiting"])
+def test_an_engine_of_nothing_is_refused(small, name):
+    with pytest.raises(UserError, match=f"{name}: 0"):
+        Engine(*small, eos=(), **{name: 0})
+
+
+def test_rows_are_no_longer_than_the_models_context(small):
+    engine = Engine(*small, num_positions=10**6, eos=())
+    assert engine._state.cache.layers[0].key.shape[1] == small[0].config.text_embedding.max_positions
+
+
+def test_a_failure_ends_every_answer(small, monkeypatch):
+    engine = Engine(*small, num_rows=1, num_positions=64, eos=())
+    segment = random_request(np.random.default_rng(5), small[0], 0).segment
+    answers = [engine.submit(Request(segment=segment, limit=30)) for _ in range(2)]
+    engine.turn()
+
+    def fails(*_):
+        raise MemoryError
+
+    def run() -> None:
+        with pytest.raises(MemoryError):
+            engine.run()
+
+    monkeypatch.setattr("jaxfusion.generation.engine.decode_block", fails)
+    server = threading.Thread(target=run)
+    server.start()
+    assert all(answer.wait(timeout=60) for answer in answers)
+    server.join(timeout=60)
+    assert [answer.end for answer in answers] == ["failed", "failed"] and len(answers[0].tokens) == 17
+    with pytest.raises(UserError, match="the engine is closed"):
+        engine.submit(Request(segment=segment, limit=1))

@@ -1,5 +1,7 @@
 """Likelihoods of given answers against the logits themselves."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def test_a_score_is_the_sum_of_its_tokens_log_probabilities(model_and_params, en
     model, params = model_and_params
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     prompts, images, candidates = ["what?", "x"], [picture, None], [["yes", "not at all"], ["b"]]
-    scores = score(model, params, prompts, images, candidates=candidates, ends=ends)
+    scores = score(model, params, prompts, images, candidates=candidates, ends=ends, batch_size=2)
     assert [len(row) for row in scores] == [2, 1]
     layout = Layout.of(model.config)
     for row, message, answers in zip(scores, user_messages(model, prompts, images), candidates, strict=True):
@@ -54,5 +56,9 @@ def test_what_cannot_be_scored_is_refused(model_and_params):
         score(*model_and_params, ["a", "b"], candidates=[["x"]])
     with pytest.raises(UserError, match="'' is no text"):
         score(*model_and_params, ["a"], candidates=[[""]])
+    with pytest.raises(UserError, match="prompts: a list of texts is wanted"):
+        score(*model_and_params, "a", candidates=[["x"]])
+    with pytest.raises(UserError, match="the model has no tokenizer"):
+        score(replace(model_and_params[0], tokenizer=None), model_and_params[1], ["a"], candidates=[["x"]])
     with pytest.raises(UserError, match="context of|context has"):
         score(*model_and_params, ["word " * 20], candidates=[["x"]])

@@ -11,6 +11,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.model import (
     LinearProjectorConfig,
     LoraConfig,
+    MappingProjectorConfig,
     ModelConfig,
     TextEmbeddingConfig,
     TransformerDecoderConfig,
@@ -18,6 +19,7 @@ from jaxfusion.config.model import (
 )
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.models.float8 import multiplied, product
+from jaxfusion.models.remat import rematerialised
 from jaxfusion.models.vlm import build, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.training.frozen import store
@@ -89,6 +91,8 @@ def test_zeros_give_zeros_and_what_is_not_finite_shows():
         np.testing.assert_array_equal(by_kernel, given[0].T @ given[2])
     for broken in (np.inf, np.nan):
         assert np.isnan(product_and_gradients(np.where(np.eye(4, 8), broken, x), kernel, by_y)[0]).all()
+        _, by_x, by_kernel = product_and_gradients(x, kernel, np.where(np.eye(4, 2), broken, by_y))
+        assert not np.isfinite(by_x[:2]).any() and not np.isfinite(by_kernel).any()
 
 
 def products(config: ModelConfig, matmul: str, trainable: tuple[str, ...] = ("*",)) -> tuple[int, int]:
@@ -109,6 +113,30 @@ def test_linear_layers_of_stacks_are_multiplied_in_fp8_and_nothing_else():
     inside, outside = products(CONFIG, "fp8")
     assert inside == 3 * (VISION + DECODER)  # forward, and one for each gradient
     assert (0, inside + outside) == products(CONFIG, "compute")
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (True, "full"), (False, "dots")])
+def test_scanned_and_rematerialised_layers_are_multiplied_alike(scan, remat):
+    def gradients(scan: bool, remat: str):
+        decoder = replace(CONFIG.decoder, num_layers=2, scan_layers=scan)
+        model = build(replace(CONFIG, vision=None, decoder=decoder))
+
+        def summed(params):
+            with multiplied("fp8"), rematerialised(remat):
+                return loss(model, params, batch)
+
+        return jax.jit(jax.grad(summed))(init(model, jax.random.key(0)))
+
+    batch = make_batch().replace(images=None)
+    found, plain = (jax.tree.leaves(gradients(*settings)) for settings in [(scan, remat), (False, "none")])
+    # Another order of sums may round a number to the other of its two neighbours in 8 bits.
+    assert max(map(distance, found, plain)) < 0.01
+
+
+def test_a_mapping_projector_is_a_stack():
+    inside, _ = products(CONFIG, "fp8")
+    mapping = replace(CONFIG, projector=MappingProjectorConfig(prefix_length=TOKENS, num_layers=1, num_heads=2))
+    assert products(mapping, "fp8")[0] == inside + 3 * VISION
 
 
 def test_adapters_are_not_multiplied_in_fp8():

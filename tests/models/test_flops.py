@@ -50,7 +50,7 @@ MORE = 1.06
 @pytest.fixture(autouse=True)
 def one_chunk(monkeypatch):
     """The loss of all positions at once: of a loop XLA counts one turn."""
-    monkeypatch.setattr(cross_entropy, "MIN_POSITIONS_OF_MANY", 1 << 20)
+    monkeypatch.setattr(cross_entropy, "CHUNKS", 1)
 
 
 VIT = ViTConfig(

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.plan import plan_preset
 from benchmarks.presets import PRESETS
 from jaxfusion.config.model import ViTConfig
+from jaxfusion.training.cross_entropy import MAX_LOGITS
 from tests.planning.cuda import needs_cuda_build
 
 
@@ -31,7 +32,8 @@ def test_a_large_step_is_fused_and_fits(name):
     length, vocab = preset.row_length, config.text_embedding.vocab_size
     for shape in map(dimensions, program.arrays):
         assert shape.count(length) < 2, shape
-        assert not (vocab in shape and math.prod(shape) >= preset.batch_size * length * vocab), shape
+        # With the vocabulary there are the matrix and its like, and a chunk of the logits.
+        assert vocab not in shape or config.width in shape or math.prod(shape) <= 2 * MAX_LOGITS, shape
     assert plan.fits
 
 
