@@ -53,14 +53,11 @@ def test_a_recurrent_run_is_planned_as_a_loop():
 
 
 @needs_cuda_build
-@pytest.mark.parametrize("topology", ["1x1x1", "1x1x2"])
-def test_fp8_products_read_8_bits(topology):
-    config = config_of(MODEL, hardware="h100", topology=topology)
-    plain, fp8 = (plan_run(replace(config, train=replace(config.train, matmul=m))) for m in ("compute", "fp8"))
-    types = [{array.split("[")[0] for array in plan.program.arrays} for plan in (plain, fp8)]
-    assert {"f8e4m3fn", "f8e5m2"} <= types[1] and not {"f8e4m3fn", "f8e5m2"} & types[0]
-    assert fp8.bounds["arithmetic"] == fp8.flops / fp8.devices / HARDWARE["h100"].fp8_flops
-    assert fp8.bounds["arithmetic"] < plain.bounds["arithmetic"]
+def test_fp8_products_read_8_bits():
+    config = config_of(MODEL, hardware="h100", topology="1x1x2")
+    plan = plan_run(replace(config, train=replace(config.train, matmul="fp8")))
+    assert {"f8e4m3fn", "f8e5m2"} <= {array.split("[")[0] for array in plan.program.arrays}
+    assert plan.bounds["arithmetic"] == plan.flops / plan.devices / HARDWARE["h100"].fp8_flops
 
 
 @needs_cuda_build
