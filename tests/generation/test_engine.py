@@ -44,8 +44,9 @@ def alone(model, params, request: Request) -> list[int]:
 def test_an_answer_is_what_its_request_gets_alone(name):
     model = make_model(**CASES[name])
     params, rng = random_params(model), np.random.default_rng(0)
-    engine = Engine(model, params, num_rows=3, num_positions=80, eos=EOS)
-    requests = [random_request(rng, model) for _ in range(9)]
+    engine = Engine(model, params, num_rows=3, num_positions=80, max_images=2, eos=EOS)
+    requests = [random_request(rng, model, 1 if name == "add" else 2) for _ in range(9)]
+    assert name == "add" or max(len(request.segment.images) for request in requests) == 2
     answers = []
     for request in requests:
         answers.append(engine.submit(request))
