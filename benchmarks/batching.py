@@ -5,8 +5,6 @@ python -m benchmarks.batching
 """
 
 import argparse
-import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.command_line import Parser, environment, new_file, positive, show
+from benchmarks.command_line import Parser, new_file, positive, report
 from benchmarks.presets import CPU_PRESETS, PRESETS
 from benchmarks.weights import random_params
 from jaxfusion.data.packing import pack
@@ -40,14 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks.batching: {error}", file=sys.stderr)
         return 2
-    result = {
-        "command": shlex.join(["python", "-m", "benchmarks.batching", *argv]),
-        **measure(args.preset, args.requests, args.rows, args.longest, args.rounds),
-        "environment": environment(),
-    }
-    show(result)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    result = measure(args.preset, args.requests, args.rows, args.longest, args.rounds)
+    report("benchmarks.batching", argv, result, args.json)
     return 0
 
 

@@ -2,8 +2,11 @@
 
 import argparse
 import contextlib
+import json
 import os
 import platform
+import shlex
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,15 @@ def new_file(text: str) -> Path:
     if not (path := Path(text)).parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent} is not a directory; make it first")
     return path
+
+
+def report(module: str, argv: Sequence[str], result: dict[str, Any], file: Path | None) -> None:
+    """Shows what a benchmark found, and writes it: its command, and the environment unless it says more itself."""
+    command = shlex.join(["python", "-m", module, *argv])
+    result = {"command": command, "environment": environment(), **result}
+    show(result)
+    if file is not None:
+        file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:

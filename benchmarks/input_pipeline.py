@@ -6,9 +6,7 @@ python -m benchmarks.input_pipeline
 import argparse
 import importlib.util
 import io
-import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.command_line import Parser, environment, new_file, positive, show
+from benchmarks.command_line import Parser, environment, new_file, positive, report
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import ModelConfig, PixelShuffleProjectorConfig, ViTConfig
 from jaxfusion.config.run import DataConfig
@@ -58,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found["versions"] |= {name: metadata.version(name) for name in ("grain", "pillow")}
     if "torch" in result["images_per_second"]:
         found["versions"]["torch"] = metadata.version("torch")
-    command = shlex.join(["python", "-m", "benchmarks.input_pipeline", *argv])
-    result = {"command": command, "environment": found, **result}
-    show(result)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    report("benchmarks.input_pipeline", argv, {"environment": found, **result}, args.json)
     return 0
 
 

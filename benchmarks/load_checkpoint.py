@@ -7,7 +7,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.command_line import Parser, environment, new_file, positive, show
+from benchmarks.command_line import Parser, environment, new_file, positive, report
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import build, init
 from jaxfusion.pretrained.families import FAMILIES
@@ -57,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks.load_checkpoint: {error}", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "-m", "benchmarks.load_checkpoint", *argv])
-    result = {"command": command, "environment": _environment(), **result}
-    show(result)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    report("benchmarks.load_checkpoint", argv, {"environment": _environment(), **result}, args.json)
     return 0
 
 

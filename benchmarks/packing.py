@@ -5,8 +5,6 @@ python -m benchmarks.packing
 
 import argparse
 import contextlib
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +14,7 @@ import grain
 import jax
 import numpy as np
 
-from benchmarks.command_line import Parser, environment, new_file, positive, show
+from benchmarks.command_line import Parser, new_file, positive, report
 from benchmarks.mixed import MixedReader
 from benchmarks.training import Training
 from jaxfusion.config.model import (
@@ -61,11 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks.packing: {error}", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "-m", "benchmarks.packing", *argv])
-    result = {"command": command, "environment": environment(), **result}
-    show(result)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    report("benchmarks.packing", argv, result, args.json)
     return 0
 
 

@@ -5,8 +5,6 @@ python -m benchmarks.prepared
 
 import argparse
 import contextlib
-import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.command_line import Parser, environment, new_file, positive, show
+from benchmarks.command_line import Parser, new_file, positive, report
 from benchmarks.input_pipeline import make_records
 from benchmarks.training import Training
 from benchmarks.weights import random_params
@@ -66,11 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks.prepared: {error}", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "-m", "benchmarks.prepared", *argv])
-    result = {"command": command, "environment": environment(), **result}
-    show(result)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    report("benchmarks.prepared", argv, result, args.json)
     return 0
 
 

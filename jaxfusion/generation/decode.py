@@ -223,7 +223,7 @@ def generate_tokens(
     num_rows, num_positions = batch.tokens.shape
     eos = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
     samplings = [sampling] * num_rows if isinstance(sampling, Sampling) else list(sampling)
-    seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
+    seeds = [int(seed)] * num_rows if np.ndim(seed) == 0 else list(seed)
     for name, given in (("sampling", samplings), ("seed", seeds)):
         if len(given) != num_rows:
             raise UserError(f"{name}: {len(given)} were given for {num_rows} rows; give one for all, or one a row")

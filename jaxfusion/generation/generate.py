@@ -12,7 +12,7 @@ from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
 from jaxfusion.errors import UserError
 from jaxfusion.generation.beams import Beams, beam_search
-from jaxfusion.generation.decode import BUCKET, generate_tokens
+from jaxfusion.generation.decode import cache_length, generate_tokens
 from jaxfusion.generation.sampling import GREEDY, Sampling
 from jaxfusion.models.vlm import Model, Params
 
@@ -105,7 +105,7 @@ def answer_messages(
             f"a prompt takes {longest} positions (images included) and with {max_new_tokens} new tokens exceeds the "
             f"model's context of {context}; shorten the prompt or lower generate.max_new_tokens"
         )
-    row_length = min(-(-longest // BUCKET) * BUCKET, context - max_new_tokens)
+    row_length = min(cache_length(longest), context - max_new_tokens)
     batch = put_batch(pack([[segment] for segment in segments], row_length, layout.tokens_per_image))
     ends = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.stop_ids}
     if isinstance(sampling, Beams):

@@ -13,7 +13,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
 from jaxfusion.errors import UserError
-from jaxfusion.generation.decode import BUCKET, check_generates
+from jaxfusion.generation.decode import cache_length, check_generates
 from jaxfusion.generation.generate import check_prompts, check_vocabulary, user_messages
 from jaxfusion.models.vlm import Model, Params, features, output_matrix
 from jaxfusion.training.cross_entropy import CrossEntropy, linear_cross_entropy
@@ -56,7 +56,7 @@ def score(
     longest = max(len(segment.tokens) for segment in segments)
     check_generates(model, longest, 0)
     check_vocabulary(model, segments)
-    length = min(-(-longest // BUCKET) * BUCKET, model.config.text_embedding.max_positions)
+    length = min(cache_length(longest), model.config.text_embedding.max_positions)
     slots = ImageSlots.of(model.config, max(len(segment.images) for segment in segments))
     scores = []
     for start in range(0, len(segments), batch_size):
