@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -163,7 +164,12 @@ def exact_attention(
     seen = (position >= start) & (position < end)
     scale, group = query.shape[-1] ** -0.5, query.shape[2] // key.shape[2]
     out, by_query, by_key, by_value = (np.zeros_like(array) for array in (query, query, key, value))
-    for b, n in np.ndindex(query.shape[0], query.shape[2]):
+
+    def add(b: int, g: int) -> None:
+        for n in range(g * group, (g + 1) * group):
+            add_head(b, n)
+
+    def add_head(b: int, n: int) -> None:
         q, k, v, by_o = query[b, :, n], key[b, :, n // group], value[b, :, n // group], by_out[b, :, n]
         logits = q @ k.T * scale
         bent = softcap * np.tanh(logits / softcap) if softcap else logits
@@ -178,6 +184,9 @@ def exact_attention(
         by_query[b, :, n] = by_logits @ k
         by_key[b, :, n // group] += by_logits.T @ q
         by_value[b, :, n // group] += weights.T @ by_o
+
+    with ThreadPoolExecutor() as threads:  # heads that share keys one after the other
+        list(threads.map(add, *np.indices(key.shape[0::2]).reshape(2, -1)))
     return out, by_query, by_key, by_value
 
 

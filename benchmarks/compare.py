@@ -1,20 +1,23 @@
 """Our step and peers' in turn, each in a process of its own: A B A B, medians, ratios.
 
 On a CPU all processes live at once, and the others sleep while one works. On a GPU, whose memory one step may fill, a
-process ends with its turn and starts anew for the next; what XLA compiled is kept.
+process takes it when its turn begins, ends with its turn, and starts anew for the next; what XLA compiled is kept.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.turns import compiling, measuring
 from jaxfusion.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -33,26 +36,40 @@ class Side:
 
     def start(self) -> None:
         environment = in_our_path() | {"JAX_COMPILATION_CACHE_DIR": self.cache}
-        if self.name != "ours":
+        if self.name == "ours":
+            take_memory_when_needed(environment)
+        else:
             environment["JAX_PLATFORMS"] = "cpu"  # JAX makes a peer's weights and must not take its memory
         command = [sys.executable, "-m", "benchmarks.worker", self.name, json.dumps(self.settings)]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
-        self.facts = self._answer()
+        self.begun = False
+
+    def wait(self) -> None:
+        """Until all is done that needs no device's memory."""
+        self._answer()
+
+    def begin(self) -> None:
+        self.facts, self.begun = self._ask("begin"), True
 
     def time(self, steps: int) -> None:
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        self.seconds += self._answer()
+        self.seconds += self._ask(str(steps))
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
             self.process.wait()
             self.process.stdout.close()
             self.errors.close()
             self.process = None
+
+    def _ask(self, line: str) -> Any:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and what it said last is the answer
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> Any:
         line = self.process.stdout.readline()
@@ -75,23 +92,43 @@ def in_our_path() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def compare(settings: dict[str, Any], peers: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """settings: of `worker.preset_of`, and the strategy. steps: of each side in each of the rounds.
+def take_memory_when_needed(environment: MutableMapping[str, str]) -> None:
+    """Of a GPU, and up to what plans count with; JAX's own default is three quarters, at once. Before JAX starts."""
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+
+
+def compare(
+    settings: dict[str, Any], peers: list[str], rounds: int, steps: int, turn: Path | None = None
+) -> dict[str, Any]:
+    """settings: of `worker.read_preset`, and of ours. steps: of each side in each of the rounds. turn: see `turns`.
 
     Raises UserError where a side cannot run, and where a peer's first loss is not ours, since then it is not the same
     model that is timed.
     """
     with ExitStack() as stack:
-        cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="compiled-"))
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="compiled-")
+        )
         sides = [Side(name, settings, cache) for name in ("ours", *peers)]
         for side in sides:
             stack.callback(side.stop)
+        with compiling(turn):
+            for side in sides:
+                side.start()
+            for side in sides:
+                side.wait()
+        stack.enter_context(measuring(turn))
         for _ in range(rounds):
             for side in sides:
                 if side.process is None:
                     side.start()
+                    side.wait()
+                if not side.begun:
+                    side.begin()
                     _check_loss(sides[0], side)
                 side.time(steps)
+                print(f"{side.name}: {1e3 * np.median(side.seconds):.4g} ms a step", file=sys.stderr, flush=True)
                 if sides[0].facts["environment"]["platform"] != "cpu":
                     side.stop()
     return {side.name: side.facts | {"step_seconds": quartiles(side.seconds)} for side in sides}

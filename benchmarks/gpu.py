@@ -7,7 +7,9 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,12 @@ from jaxfusion.errors import UserError
 EPILOG = """\
 What was measured is written after each preset, so that a call which is cut short leaves it, and the same call goes on
 with the presets that are missing. A preset that does not run, for want of memory for example, is a row that says why.
+Compiling takes most of the time: --at-once lets several presets compile together, and each measures alone.
 It needs what `import jaxfusion` needs, and for peers torch, transformers and, for adapters, peft.
 
 examples:
   python -m benchmarks.gpu --directory results
-  python -m benchmarks.gpu --directory results --presets nanovlm_222m,vlm_1b,vlm_1b_packed --rounds 5
+  python -m benchmarks.gpu --directory results --presets nanovlm_222m,vlm_1b,vlm_1b_packed --rounds 5 --at-once 3
   python -m benchmarks.gpu --directory results --presets tiny_vlm,tiny_bilstm     # on a CPU
 """
 
@@ -39,33 +42,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
-    results = [_result(name, args) for name in args.presets]
-    return int(any("error" in result for result in results))
+    failed: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(args.at_once) as threads:
+        turn = Path(directory) / "turn"
+        for done in as_completed([threads.submit(_result, name, args, turn) for name in args.presets]):
+            failed += [result] if "error" in (result := done.result()) else []
+            _write(args.directory, failed)
+    return int(bool(failed))
 
 
-def _result(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def _write(directory: Path, failed: list[dict[str, Any]]) -> None:
+    """What is known by now."""
+    known = [json.loads(path.read_text()) for name in PRESETS if (path := directory / f"{name}.json").is_file()]
+    (directory / "all.json").write_text(json.dumps(known + failed, indent=2) + "\n")
+    (directory / "RESULTS.md").write_text(table(known + failed))
+
+
+def _result(name: str, args: argparse.Namespace, turn: Path) -> dict[str, Any]:
     file = args.directory / f"{name}.json"
     if file.is_file():
         print(f"{name}: {file} is there already", flush=True)
-        result = json.loads(file.read_text())
-    else:
-        print(f"{name}: {PRESETS[name].summary}", flush=True)
-        result = _measure(name, args, file)
+        return json.loads(file.read_text())
+    print(f"{name}: {PRESETS[name].summary}", flush=True)
+    result = _measure(name, args, file, turn)
     print(f"{name}: {result.get('error', 'measured')}", flush=True)
-    known = [json.loads(path.read_text()) for other in PRESETS if (path := args.directory / f"{other}.json").is_file()]
-    known += [result] if "error" in result else []
-    (args.directory / "all.json").write_text(json.dumps(known, indent=2) + "\n")
-    (args.directory / "RESULTS.md").write_text(table(known))
     return result
 
 
-def _measure(name: str, args: argparse.Namespace, file: Path) -> dict[str, Any]:
+def _measure(name: str, args: argparse.Namespace, file: Path, turn: Path) -> dict[str, Any]:
     options = ["--preset", name, "--rounds", str(args.rounds), "--steps", str(args.steps)]
     peers = _peers(name) if args.peers else []
     while True:
         command = [*options, *(["--peer", ",".join(peers)] if peers else [])]
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.train_step", *command, "--json", str(file)],
+            [sys.executable, "-m", "benchmarks.train_step", *command, "--json", str(file), "--turn", str(turn)],
             capture_output=True,
             text=True,
             env=in_our_path(),
@@ -102,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each (default: 3)")
     parser.add_argument("--steps", type=positive, default=20, metavar="N", help="steps a turn (default: 20)")
+    parser.add_argument(
+        "--at-once", type=positive, default=1, metavar="N", help="presets that compile together (default: 1)"
+    )
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="our steps alone")
     return parser
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,17 @@ from benchmarks.presets import Preset
 from benchmarks.synthetic import synthetic_batch
 from benchmarks.weights import random_params
 from jaxfusion.batch import Batch
+from jaxfusion.config.model import ModelConfig
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.hardware import find_hardware
-from jaxfusion.models.flops import count_flops
+from jaxfusion.models.flops import Flops, count_flops
+from jaxfusion.models.stack import is_scanned
 from jaxfusion.models.vlm import Params, build, forward
-from jaxfusion.parallel import make_parallel
+from jaxfusion.parallel import MeshParallel, Parallel, make_parallel
 from jaxfusion.planning import read_program
 from jaxfusion.training.losses import loss_sums
 from jaxfusion.training.optimizer import make_optimizer
-from jaxfusion.training.state import create_state
+from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import make_step
 from jaxfusion.training.trainable import join, split, trained_paths
 
@@ -43,34 +46,40 @@ def train_settings(preset: Preset) -> TrainConfig:
         warmup_steps=1,
         trainable=preset.trainable,
         remat=preset.remat,
+        matmul=preset.matmul,
     )
 
 
 class Ours:
-    """The step on all local devices. The batch is on them already: reading and copying data is in no step's time.
+    """The step on all local devices, compiled. `begin` makes it ready to be timed, and takes the devices' memory; the
+    batch is on them then: reading and copying data is in no step's time.
 
-    loss: of the first step, at the parameters that every peer begins with.
+    loss:  of the first step, at the parameters that every peer begins with.
+    count: whether the facts hold XLA's count of operations too, which takes as long to trace as the step, or longer.
     """
 
-    def __init__(self, preset: Preset, strategy: str = "mesh"):
-        self.preset = preset
+    def __init__(self, preset: Preset, strategy: str = "mesh", count: bool = False):
+        self.preset, self.count = preset, count
         self.parallel = make_parallel(ParallelConfig(strategy=strategy))
         self.parallel.check_batch_size("--batch-size", preset.batch_size)
         settings = train_settings(preset)
-        model, optimizer = build(preset.model), make_optimizer(settings)
+        self.model, self.optimizer = build(preset.model), make_optimizer(settings)
         self.host_batch = synthetic_batch(preset)
-        self.batch = self.parallel.put_batch(self.host_batch)
-        state = create_state(model, optimizer, jax.random.key(0), preset.trainable, random_params(model))
+        state = _state_of(preset)
         self.parameters = sum(x.size for x in jax.tree.leaves(state.params))
-        state = self.parallel.put_state(state)
 
         start = time.perf_counter()
-        lowered = self.parallel.compile(make_step(model, optimizer, settings), donate=True).lower(state, self.batch)
+        step = self.parallel.compile(make_step(self.model, self.optimizer, settings), donate=True)
+        lowered = step.lower(*_as_put(self.parallel, state, self.host_batch))
         traced = time.perf_counter()
         self.step = lowered.compile()
         self.trace_seconds, self.compile_seconds = traced - start, time.perf_counter() - traced
 
-        self.state, metrics = self.step(state, self.batch)
+    def begin(self) -> None:
+        params = random_params(self.model)
+        state = create_state(self.model, self.optimizer, jax.random.key(0), self.preset.trainable, params)
+        self.batch = self.parallel.put_batch(self.host_batch)
+        self.state, metrics = self.step(self.parallel.put_state(state), self.batch)
         self.loss = float(jax.device_get(self.parallel.unreplicate(metrics))["loss"])
         for _ in range(WARM_UP - 1):
             self.state, self.waiting = self.step(self.state, self.batch)
@@ -89,18 +98,21 @@ class Ours:
         return np.diff(ends).tolist()
 
     def facts(self) -> dict[str, Any]:
-        """What the step is, whatever the time it takes."""
+        """What the step is, whatever the time it takes; of one that has begun."""
         preset = self.preset
         return {
             "strategy": type(self.parallel).__name__.removesuffix("Parallel").lower(),
             "dtype": preset.model.dtype,
             "attention": preset.model.attention,
+            "layers": "scanned" if is_scanned(getattr(preset.model.decoder, "scan_layers", None)) else "unrolled",
+            "remat": preset.remat,
+            "matmul": preset.matmul,
             "parameters": self.parameters,
             "batch": batch_shape(self.host_batch),
             "trace_seconds": self.trace_seconds,
             "compile_seconds": self.compile_seconds,
             "loss": self.loss,
-            "flops": flops_of(preset, self.host_batch),
+            "flops": model_flops(preset, self.host_batch) | (xla_flops(preset, self.host_batch) if self.count else {}),
             "memory": self._peak_memory(),
             "environment": environment(),
         }
@@ -113,38 +125,65 @@ class Ours:
         return {"bytes": read_program(self.step).total_bytes, "source": "XLA's plan of the step"}
 
 
-def flops_of(preset: Preset, batch: Batch) -> dict[str, Any]:
-    """Operations of a training step: XLA's count of the program, and the model's own (`jaxfusion.models.flops`).
+def model_flops(preset: Preset, batch: Batch) -> dict[str, float]:
+    """Operations of a training step by the model's own count (`jaxfusion.models.flops`), of what its intervals need and
+    with attention between all positions."""
+    count = _counter(preset, batch, _state_of(preset))
+    return {"model_needed": count().training, "model_dense": count("dense").training}
+
+
+def xla_flops(preset: Preset, batch: Batch) -> dict[str, Any]:
+    """XLA's count of a training step's operations, and its ratio to the model's.
 
     XLA counts a loop's body once, however often it runs. So its count is of the step's gradient with the layers laid
     out one after the other, before compilation, with the loss from the logits of all positions, and with attention
     written out (a library call has no count); the model's count that belongs beside it is the dense one. `loops` says
     that XLA found others: then its count is short.
     """
-    unrolled = {
-        name: replace(stack, scan_layers=False)
-        for name in ("vision", "encoder", "decoder")
-        if hasattr(stack := getattr(preset.model, name), "scan_layers")
-    }
-    model = build(replace(preset.model, attention="xla", **unrolled))
-    optimizer = make_optimizer(train_settings(preset))
-    create = partial(create_state, model, optimizer, trainable=preset.trainable)
+    model = build(replace(unrolled(preset.model), attention="xla"))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    state = jax.eval_shape(create, jax.random.key(0))
+    state = _state_of(preset)
 
     def total_loss(trainable: Params, frozen: Params, batch: Batch) -> Array:
         return loss_sums(forward(model, join(trainable, frozen), batch), batch).loss
 
     lowered = jax.jit(jax.grad(total_loss)).lower(*split(state.params, preset.trainable), shapes)
-    count = partial(count_flops, preset.model, batch, trainable=trained_paths(state.params, preset.trainable))
-    xla, dense = lowered.cost_analysis()["flops"], count("dense").training
+    xla, dense = lowered.cost_analysis()["flops"], _counter(preset, batch, state)("dense").training
     return {
         "xla_unrolled": xla,
-        "model_dense": dense,
-        "model_needed": count().training,
         "xla_to_model_dense": xla / dense,
         "loops": "stablehlo.while" in lowered.as_text(),
     }
+
+
+def unrolled(model: ModelConfig) -> ModelConfig:
+    """The same model with the layers of its stacks laid out, in place of a loop."""
+    stacks = {name: getattr(model, name) for name in ("vision", "encoder", "decoder")}
+    return replace(
+        model,
+        **{name: replace(stack, scan_layers=False) for name, stack in stacks.items() if hasattr(stack, "scan_layers")},
+    )
+
+
+def _state_of(preset: Preset) -> TrainState:
+    """Its shapes."""
+    create = partial(create_state, build(preset.model), make_optimizer(train_settings(preset)))
+    return jax.eval_shape(partial(create, trainable=preset.trainable), jax.random.key(0))
+
+
+def _as_put(parallel: Parallel, state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
+    """Shapes of what `put_state` and `put_batch` would make of them."""
+    if isinstance(parallel, MeshParallel):
+        of_state = of_batch = lambda shape: shape
+    else:
+        count = parallel.num_devices
+        of_state, of_batch = lambda shape: (count, *shape), lambda shape: (count, shape[0] // count, *shape[1:])
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(of_state(x.shape), x.dtype), state)
+    return state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(of_batch(x.shape), x.dtype), batch)
+
+
+def _counter(preset: Preset, batch: Batch, state: TrainState) -> Callable[..., Flops]:
+    return partial(count_flops, preset.model, batch, trainable=trained_paths(state.params, preset.trainable))
 
 
 def mfu(flops_per_second: float, facts: dict[str, Any]) -> float | None:

@@ -13,6 +13,7 @@ from jaxfusion.config.model import (
     TokenClassifierConfig,
 )
 from jaxfusion.config.presets import PRESETS as SIZES
+from jaxfusion.models.float8 import MatMul
 from jaxfusion.models.remat import Remat
 from jaxfusion.pretrained.families import FAMILIES
 
@@ -22,7 +23,7 @@ class Preset:
     """A model, what of it trains, and the shape of its batches.
 
     checkpoint:       config.json of the same model in transformers; None where that has none.
-    trainable, remat: as in `config.train`.
+    trainable, remat, matmul: as in `config.train`.
     batch_size:       rows a step, over all devices.
     row_length:       positions in a row, visual tokens included.
     images_per_row:   a multiple of segments_per_row, which share them out.
@@ -36,6 +37,7 @@ class Preset:
     checkpoint: Json | None = None
     trainable: tuple[str, ...] = ("*",)
     remat: Remat = "none"
+    matmul: MatMul = "compute"
     batch_size: int
     row_length: int
     images_per_row: int = 1
@@ -96,7 +98,7 @@ _LLAVA_7B = Preset(
     model=_read(LLAVA_7B),
     checkpoint=LLAVA_7B,
     trainable=("text_embedding/*", "projector/*", "decoder/*", "output/*"),
-    remat="attention",
+    remat="dots",
     batch_size=8,
     row_length=1024,
     shortest=0.7,
@@ -108,7 +110,10 @@ _LLAVA_7B_LORA = replace(
     trainable=("*lora_*",),
 )
 _LLAVA_7B_FULL = replace(
-    _LLAVA_7B, summary="LLaVA 1.5 7B, nothing frozen, bf16; rows of 1024, an image each", trainable=("*",)
+    _LLAVA_7B,
+    summary="LLaVA 1.5 7B, nothing frozen, bf16; rows of 1024, an image each",
+    trainable=("*",),
+    remat="attention",
 )
 _PALIGEMMA_3B = Preset(
     summary="SigLIP-So400m/14 at 224, 256 tokens an image, and Gemma 2B, prefix-LM, bf16; rows of 512, an image each",

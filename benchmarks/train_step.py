@@ -6,6 +6,7 @@ python -m benchmarks.train_step --preset tiny_vlm --peer transformers
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,15 +17,18 @@ from typing import Any, get_args
 import jax
 
 from benchmarks.command_line import Parser, new_file, positive, show
-from benchmarks.compare import compare, quartiles
+from benchmarks.compare import compare, quartiles, take_memory_when_needed
 from benchmarks.ours import Ours, mfu
 from benchmarks.plan import facts_of, plan_preset
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.table import table
+from benchmarks.turns import compiling, measuring
 from benchmarks.worker import read_preset
 from jaxfusion.config.model import AttentionKernel
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE
+from jaxfusion.models.float8 import MatMul
+from jaxfusion.models.remat import Remat
 from jaxfusion.parallel import use_cpu_cores
 
 PEERS = ("transformers", "torch_compile", "torch")
@@ -52,18 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser().parse_args(argv)
-        settings = vars(args) | {"json": None, "append": None, "profile": None}
+        settings = vars(args) | {"json": None, "append": None, "profile": None, "turn": None}
         preset = read_preset(settings)
         _check(args, preset)
         if args.plan:
             jax.config.update("jax_platforms", "cpu")  # or JAX would look for the GPU that is not there
             result = {"plan": facts_of(preset, plan_preset(preset, args.plan, args.devices))}
         elif args.peer:
-            result = with_rates(compare(settings, args.peer, args.rounds, args.steps))
+            result = with_rates(compare(settings, args.peer, args.rounds, args.steps, args.turn))
         else:
+            take_memory_when_needed(os.environ)
             use_cpu_cores(preset.batch_size)
-            ours = Ours(preset, args.strategy)
-            seconds = ours.seconds(args.steps, args.profile)
+            with compiling(args.turn):
+                ours = Ours(preset, args.strategy, args.count_flops)
+            with measuring(args.turn):
+                ours.begin()
+                seconds = ours.seconds(args.steps, args.profile)
             result = with_rates({"ours": ours.facts() | {"step_seconds": quartiles(seconds)}})
     except UserError as error:
         return _refuse(error)
@@ -71,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _refuse("--batch-size: the device's memory is too small for this step; use fewer rows")
-    result = {"command": shlex.join(["python", "-m", "benchmarks.train_step", *argv]), "preset": args.preset} | result
+    of_turns = {index for index, part in enumerate(argv) if part == "--turn" for index in (index, index + 1)}
+    told = [part for index, part in enumerate(argv) if index not in of_turns]
+    result = {"command": shlex.join(["python", "-m", "benchmarks.train_step", *told]), "preset": args.preset} | result
     show(result)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -125,8 +135,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--attention", choices=get_args(AttentionKernel), help="kernel of ours (default: auto)")
     parser.add_argument("--strategy", choices=("mesh", "pmap"), default="mesh", help="of ours (default: mesh)")
+    parser.add_argument("--unrolled", action="store_true", help="lay ours' layers out, in place of a loop over them")
+    parser.add_argument("--remat", choices=get_args(Remat), help="what of a layer ours computes again (the preset's)")
+    parser.add_argument("--matmul", choices=get_args(MatMul), help="how ours multiplies (default: as it computes)")
+    parser.add_argument("--count-flops", action="store_true", help="count XLA's operations too, which takes a while")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     parser.add_argument("--append", type=Path, metavar="FILE", help="append a table in Markdown to FILE")
+    parser.add_argument(
+        "--turn", type=new_file, metavar="FILE", help="compile beside others that name FILE, but measure alone"
+    )
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of the timed steps for XProf to DIR")
     parser.add_argument("--plan", choices=HARDWARE, help="compile for this GPU, run nothing; needs no GPU")
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs to plan for (default: 1)")

@@ -1,16 +1,19 @@
 """One side of a comparison, in a process of its own: it makes its step ready, and times as many as it is told to.
 
-It is told by lines on its input, each a number of steps, and answers with a line of JSON: first what it is, then the
-seconds of each step.
+It answers with lines of JSON. The first says that all is done for which it needs no device's memory. Then it is told by
+lines on its input: to begin, for which it says what it is; then numbers of steps, for which it says each one's seconds.
 """
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 
+from benchmarks.ours import Ours, unrolled
 from benchmarks.presets import PRESETS, Preset
 from jaxfusion.errors import UserError
 
@@ -20,7 +23,11 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     try:
-        timed, facts = _ready(side, read_preset(settings), settings)
+        begin = _prepare(side, read_preset(settings), settings)
+        print(json.dumps({"ready": True}), file=answers)
+        if not sys.stdin.readline():
+            return 0
+        timed, facts = begin()
     except UserError as error:
         print(json.dumps({"error": str(error)}), file=answers)
         return 2
@@ -33,33 +40,38 @@ def main() -> int:
 def read_preset(settings: dict[str, Any]) -> Preset:
     """The preset that is named, with what is set otherwise."""
     preset = PRESETS[settings["preset"]]
-    changes = {name: settings[name] for name in ("dtype", "attention") if settings.get(name)}
-    batch_size = settings.get("batch_size") or preset.batch_size
-    return replace(preset, model=replace(preset.model, **changes), batch_size=batch_size)
+    of_model, of_preset = (
+        {name: settings[name] for name in names if settings.get(name)}
+        for names in (("dtype", "attention"), ("batch_size", "remat", "matmul"))
+    )
+    model = replace(preset.model, **of_model)
+    return replace(preset, model=unrolled(model) if settings.get("unrolled") else model, **of_preset)
 
 
-def _ready(side: str, preset: Preset, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _prepare(side: str, preset: Preset, settings: dict[str, Any]) -> Callable[[], tuple[Any, dict[str, Any]]]:
     if side == "ours":
-        from benchmarks.ours import Ours
         from jaxfusion.parallel import use_cpu_cores
 
         use_cpu_cores(preset.batch_size)
-        ours = Ours(preset, settings["strategy"])
-        return ours, ours.facts()
-    return _peer(side, preset)
+        ours = Ours(preset, settings["strategy"], settings["count_flops"])
 
+        def begin() -> tuple[Ours, dict[str, Any]]:
+            ours.begin()
+            return ours, ours.facts()
 
-def _peer(side: str, preset: Preset) -> tuple[Any, dict[str, Any]]:
+        return begin
     versions = {"torch": metadata.version("torch")}
     if side == "torch":
         from benchmarks.peer_torch import make_peer
-
-        peer = make_peer(preset)
     else:
         from benchmarks.peer_transformers import make_peer
 
-        peer = make_peer(preset, compiled=side == "torch_compile")
+        make_peer = partial(make_peer, compiled=side == "torch_compile")
         versions["transformers"] = metadata.version("transformers")
+    return lambda: _begin(side, make_peer(preset), versions)
+
+
+def _begin(side: str, peer: Any, versions: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     try:
         peer.warm_up()
     except Exception as error:  # of many kinds, as compilers and their surroundings fail

@@ -107,7 +107,7 @@ class ViTConfig:
     # 0: the tokens are what comes after the last layer and its norm; -1: after the last layer, without the norm; -2:
     # after the layer before it, and so on. What comes later has parameters, but is not computed.
     feature_layer: int = 0
-    scan_layers: bool = True
+    scan_layers: bool | None = None  # as in TransformerConfig
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
 
@@ -316,7 +316,9 @@ class TransformerConfig:
     windows: tuple[int, ...] = (0,)
     ropes: tuple[RopeConfig, ...] = (RopeConfig(),)  # of each layer, repeated over the layers, where text is "rotary"
     dropout: float = 0.0
-    scan_layers: bool = True  # one compiled layer for all; False unrolls them, on the same parameters
+    # True: a loop over one compiled layer; False: all layers laid out, on the same parameters, which compiles longer;
+    # None: laid out on a GPU, where it trains faster, and a loop elsewhere
+    scan_layers: bool | None = None
 
     @property
     def gated_mlp(self) -> bool:

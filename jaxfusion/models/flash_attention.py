@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 LOG2E = math.log2(math.e)
 NOTHING = -1e30  # a logit below all others, whose differences are still numbers
+PROGRAMS = 512  # that fill a GPU of 100 to 150 multiprocessors a few times
 
 
 class Blocks(NamedTuple):
@@ -57,7 +58,7 @@ def flash_attention(
     interpret: run on any device, slowly.
     """
     length = query.shape[1]
-    unit = max(_block(length, 128), _block(key.shape[1], 128))
+    unit = max(_block(length), _block(key.shape[1]))
     query, start, end = (_pad(x, unit) for x in (query, start, end))
     key, value = (_pad(x, unit) for x in (key, value))
     out = _attention(Kernel(scale, softcap, interpret), query, key, value, start, end)
@@ -122,15 +123,17 @@ def _forward_kernel(
         k = plt.load(k_ref.at[keys, :], mask=real, other=0.0)
         v = plt.load(v_ref.at[keys, :], mask=real, other=0.0)
         seen = _seen(start, end, index * blocks.keys, blocks.keys)
-        logits = jnp.where(seen, LOG2E * _logits(kernel, q, k), NOTHING)
+        logits = jnp.where(seen, _logits(kernel, q, k, LOG2E), NOTHING)
+        # Never as low as NOTHING, so that what is not seen weighs nothing where a query has seen nothing yet.
         new_highest = jnp.maximum(highest, jnp.max(logits, axis=1))
-        weights = jnp.where(seen, jnp.exp2(logits - new_highest[:, None]), 0.0)
+        weights = jnp.exp2(logits - new_highest[:, None])
         shrink = jnp.exp2(highest - new_highest)
         out = out * shrink[:, None] + _dot(weights.astype(v.dtype), v)
         return out, new_highest, total * shrink + jnp.sum(weights, axis=1)
 
     first, last = _key_blocks(start, end, blocks.keys)
-    nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[0], NOTHING), jnp.zeros(q.shape[0], jnp.float32)
+    lowest = jnp.full(q.shape[0], NOTHING / 2)
+    nothing = jnp.zeros(q.shape, jnp.float32), lowest, jnp.zeros(q.shape[0], jnp.float32)
     out, highest, total = jax.lax.fori_loop(first, last, add_keys, nothing)
     total = jnp.where(total == 0, 1.0, total)
     plt.store(out_ref, (out / total[:, None]).astype(out_ref.dtype), mask=real)
@@ -195,22 +198,36 @@ def _by_key_value(
     batch, length, heads, head_dim = query.shape
     num_keys, groups = key.shape[1:3]
     blocks, width = _backward_blocks(query, key, for_query=False), pl.next_power_of_2(head_dim)
+    # A program takes some of the heads that share its keys: all of them, but where that makes too few programs.
+    parts = _parts(heads // groups, num_keys // blocks.keys * batch * groups)
+    some = heads // groups // parts
     first, last = _query_blocks(start, end, num_keys, blocks)
-    bound = pl.BlockSpec((None, 1), lambda i, b, g: (b, i))
-    rows = pl.BlockSpec((None, length), lambda i, b, g: (b, 0))
-    group = pl.BlockSpec((None, length, heads // groups, width), lambda i, b, g: (b, 0, g, 0))
-    keys = pl.BlockSpec((None, blocks.keys, None, width), lambda i, b, g: (b, i, g, 0))
-    per_head = pl.BlockSpec((None, heads // groups, length), lambda i, b, g: (b, g, 0))
-    return pl.pallas_call(
-        functools.partial(_by_key_value_kernel, kernel, blocks, head_dim, heads // groups),
-        grid=(num_keys // blocks.keys, batch, groups),
-        in_specs=[bound, bound, rows, rows, group, keys, keys, group, per_head, per_head],
-        out_specs=[keys, keys],
-        out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
+    bound = pl.BlockSpec((None, 1), lambda i, b, p: (b, i))
+    rows = pl.BlockSpec((None, length), lambda i, b, p: (b, 0))
+    of_heads = pl.BlockSpec((None, length, some, width), lambda i, b, p: (b, 0, p, 0))
+    keys = pl.BlockSpec((None, blocks.keys, None, width), lambda i, b, p: (b, i, p // parts, 0))
+    of_part = pl.BlockSpec((None, blocks.keys, None, width), lambda i, b, p: (b, i, p, 0))
+    per_head = pl.BlockSpec((None, some, length), lambda i, b, p: (b, p, 0))
+    found = jax.ShapeDtypeStruct((batch, num_keys, groups * parts, head_dim), key.dtype if parts == 1 else jnp.float32)
+    by_key_value = pl.pallas_call(
+        functools.partial(_by_key_value_kernel, kernel, blocks, head_dim, some),
+        grid=(num_keys // blocks.keys, batch, groups * parts),
+        in_specs=[bound, bound, rows, rows, of_heads, keys, keys, of_heads, per_head, per_head],
+        out_specs=[of_part, of_part],
+        out_shape=[found, found],
         compiler_params=plt.CompilerParams(num_warps=blocks.num_warps, num_stages=blocks.num_stages),
         interpret=kernel.interpret,
         name="flash_attention_backward_key_value",
     )(first, last, start, end, query, key, value, *rest)
+    if parts == 1:
+        return tuple(by_key_value)
+    return tuple(jnp.sum(by.reshape(*key.shape[:3], parts, -1), axis=3).astype(key.dtype) for by in by_key_value)
+
+
+def _parts(heads: int, programs: int) -> int:
+    """Into how many a group of heads is divided: as few as fill the device."""
+    divisors = (parts for parts in range(1, heads + 1) if heads % parts == 0)
+    return next((parts for parts in divisors if parts * programs >= PROGRAMS), heads)
 
 
 def _by_key_value_kernel(
@@ -260,11 +277,11 @@ def _by_logits(
     kernel: Kernel, q: Array, k: Array, v: Array, by_out: Array, normaliser: Array, common: Array, seen: Array
 ) -> tuple[Array, Array]:
     """A block's softmax weights, and the gradient by its logits before they were scaled (but for the scale)."""
-    logits = _logits(kernel, q, k)
-    weights = jnp.where(seen, jnp.exp2(LOG2E * logits - normaliser[:, None]), 0.0)
+    logits = _logits(kernel, q, k, LOG2E)
+    weights = jnp.where(seen, jnp.exp2(logits - normaliser[:, None]), 0.0)
     by_logits = weights * (_dot(by_out, v.T) - common[:, None])
     if kernel.softcap:
-        by_logits *= 1 - (logits / kernel.softcap) ** 2
+        by_logits *= 1 - (logits / (LOG2E * kernel.softcap)) ** 2
     return weights, by_logits
 
 
@@ -276,9 +293,11 @@ def _dot(a: Array, b: Array) -> Array:
     return plt.dot(a, b, precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None)
 
 
-def _logits(kernel: Kernel, q: Array, k: Array) -> Array:
-    logits = _dot(q, k.T) * kernel.scale
-    return kernel.softcap * jnp.tanh(logits / kernel.softcap) if kernel.softcap else logits
+def _logits(kernel: Kernel, q: Array, k: Array, unit: float) -> Array:
+    """Times `unit`, in one multiplication."""
+    if not kernel.softcap:
+        return _dot(q, k.T) * (unit * kernel.scale)
+    return unit * kernel.softcap * jnp.tanh(_dot(q, k.T) * (kernel.scale / kernel.softcap))
 
 
 def _seen(start: Array, end: Array, offset: Array, num_keys: int) -> Array:
@@ -330,19 +349,20 @@ def _per_head(block: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, block), lambda i, b, n: (b, n, i))
 
 
+# The fastest of 8 to 20 choices on an H200, for rows of several segments and heads of 64, 128 and 256.
+
+
 def _forward_blocks(query: Array, key: Array) -> Blocks:
-    wide = query.shape[3] > 128
-    queries, keys = _block(query.shape[1], 64 if wide else 128), _block(key.shape[1], 32 if wide else 64)
-    return Blocks(queries, keys, num_warps=4 if query.shape[3] <= 64 else 8, num_stages=2)
+    return Blocks(_block(query.shape[1]), _block(key.shape[1]), num_warps=4, num_stages=3)
 
 
 def _backward_blocks(query: Array, key: Array, for_query: bool) -> Blocks:
-    long, short = (64, 32) if query.shape[3] > 64 else (128, 32)
-    queries, keys = (long, short) if for_query else (short, long)
-    return Blocks(_block(query.shape[1], queries), _block(key.shape[1], keys), num_warps=4, num_stages=2)
+    narrow = not for_query and query.shape[3] > 128  # two sums of a block of keys are more than registers hold
+    keys = _block(key.shape[1], 32 if narrow else 64)
+    return Blocks(_block(query.shape[1]), keys, num_warps=4, num_stages=2)
 
 
-def _block(length: int, most: int) -> int:
+def _block(length: int, most: int = 64) -> int:
     """Tensor cores want 16 rows at least."""
     return min(most, max(16, pl.next_power_of_2(length)))
 

@@ -14,6 +14,7 @@ from flax import struct
 
 from jaxfusion.models import float8, remat
 from jaxfusion.models.int8 import has_int8
+from jaxfusion.models.rows import platform
 
 Params = Any
 
@@ -49,13 +50,15 @@ def stack_param(module: nn.Module, name: str, init: Callable[[jax.Array], Params
 
 
 def run_stack(
-    apply: Layer, params: Params, x: jax.Array, xs: Any = None, *, scan: bool = True, grouped: bool = False
+    apply: Layer, params: Params, x: jax.Array, xs: Any = None, *, scan: bool | None = True, grouped: bool = False
 ) -> tuple[jax.Array, Any]:
     """x -> apply(params[l], x, xs[l]) for each layer l; returns the last x and the layers' second results, stacked.
 
-    scan: compile one layer and loop over it; False lays all layers out, which compiles longer and can run faster.
+    scan: compile one layer and loop over it; False lays all layers out, which compiles longer and can run faster: on a
+        GPU a loop copies what layers keep for their gradients into one array for all. None: as `is_scanned` says.
     grouped: a layer is a stack of its own, whose layers are rematerialised, see `jaxfusion.models.remat`, and not it.
     """
+    scan = is_scanned(scan)
     if not grouped:
         apply = remat.layer(float8.layer(apply), in_scan=scan)
     if isinstance(params, Unstacked):
@@ -63,11 +66,24 @@ def run_stack(
     if scan:
         return jax.lax.scan(lambda carry, layer: apply(layer[0], carry, layer[1]), x, (params, xs))
     outputs = []
-    for index in range(jax.tree.leaves(params)[0].shape[0]):
-        layer_params, layer_xs = jax.tree.map(lambda leaf, i=index: leaf[i], (params, xs))
-        x, output = apply(layer_params, x, layer_xs)
+    for index, layer_params in enumerate(_laid_out(params)):
+        x, output = apply(layer_params, x, jax.tree.map(lambda leaf, i=index: leaf[i], xs))
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def is_scanned(scan: bool | None) -> bool:
+    """Whether a stack runs as a loop. None: everywhere but on a GPU, where it is slower (benchmarks/RESULTS.md)."""
+    return platform() != "gpu" if scan is None else scan
+
+
+def _laid_out(params: Params) -> list[Params]:
+    """A tree a layer. By one split of each leaf, whose gradient puts the layers' together in one pass over memory; that
+    of an index is a whole stack of zeros but for one layer."""
+    leaves, structure = jax.tree.flatten(params)
+    length = leaves[0].shape[0]
+    parts = ([jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * length)] for leaf in leaves)
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
 
 
 def _run_unstacked(apply: Layer, params: Unstacked, x: jax.Array, xs: Any) -> tuple[jax.Array, Unstacked]:

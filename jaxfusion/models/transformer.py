@@ -18,7 +18,7 @@ from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.lora import inside
 from jaxfusion.models.remat import named
 from jaxfusion.models.rope import Rotation, rotate, rotation
-from jaxfusion.models.stack import Unstacked, grouped, init_stack, run_stack, stack_param, ungrouped
+from jaxfusion.models.stack import Unstacked, grouped, init_stack, is_scanned, run_stack, stack_param, ungrouped
 
 
 @struct.dataclass
@@ -267,12 +267,13 @@ def _shared_or_stacked(layers: Sequence[Any]) -> tuple[Any, Any]:
 
 
 def _run_interleaved(
-    apply: Callable, params: Any, x: Array, xs: Any, interleaved: Interleaved, scan: bool
+    apply: Callable, params: Any, x: Array, xs: Any, interleaved: Interleaved, scan: bool | None
 ) -> tuple[Array, Any]:
     def apply_group(params: Any, x: Array, xs: Any) -> tuple[Array, Any]:
         between, layers = params
         return run_stack(apply, layers, apply_between(between, x), xs, scan=scan)
 
+    scan = is_scanned(scan)
     apply_between = remat.layer(float8.layer(interleaved.apply), in_scan=scan)
     layers, xs = grouped(params, interleaved.every), tuple(grouped(part, interleaved.every) for part in xs)
     if isinstance(layers, Unstacked):

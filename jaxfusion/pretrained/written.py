@@ -35,7 +35,7 @@ def _stripped(config: Any) -> Any:
             encoder=_stripped(config.encoder),
             decoder=_stripped(config.decoder),
         )
-    names = {"scan_layers": True, "dropout": 0.0}
+    names = {"scan_layers": None, "dropout": 0.0}
     return replace(config, **{k: v for k, v in names.items() if hasattr(config, k)}) if config is not None else None
 
 

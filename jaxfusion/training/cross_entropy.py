@@ -6,7 +6,7 @@ it (Wijmans et al. 2024 and Liger Kernel, Hsu et al. 2024, do the like). Positio
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,26 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxfusion.models.rows import platform, row_axes
 
-# Logits that are held at once, about; and so many chunks at least, so that those without any loss can be skipped.
-MAX_LOGITS, CHUNKS = 1 << 25, 8
-# A chunk is of no fewer positions: the matrix's gradient is read and written once a chunk, which must not take longer
-# than a chunk's products. A CPU's arithmetic is slower beside its memory than a GPU's.
-MIN_POSITIONS, MIN_POSITIONS_ON_CPU = 256, 64
+CHUNKS = 8  # at least, so that those without any loss can be skipped
+
+
+class Limits(NamedTuple):
+    """max_logits: that are held at once, about. The gradient by the matrix is read and written once a chunk, which must
+        not take longer than a chunk's products, so a chunk is of no fewer than min_positions, and else of a multiple of
+        `multiple`, which is what matrix products are laid out in.
+    blocks: whether gradients go through the classes in blocks, whose products are small beside the logits. A GPU's
+        products are added to where the gradient lies, and many small ones leave most of it idle.
+    """
+
+    max_logits: int
+    min_positions: int
+    multiple: int
+    blocks: bool
+
+
+# A CPU's arithmetic is slower beside its memory than a GPU's.
+ON_CPU = Limits(1 << 25, min_positions=64, multiple=1, blocks=True)
+ON_GPU = Limits(1 << 26, min_positions=512, multiple=128, blocks=False)
 
 
 @dataclass(frozen=True)
@@ -59,14 +74,15 @@ def linear_cross_entropy(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     options: CrossEntropy = CrossEntropy(),
-    max_logits: int = MAX_LOGITS,
+    limits: Limits | None = None,
 ) -> LossSums:
     """The sums for the logits `hidden @ matrix.T`, which are formed in float32 from operands of hidden's dtype.
 
     It can be differentiated once, by hidden and matrix; whichever is not asked for costs nothing.
-    max_logits: about how many are held at once.
+    limits: None: what is fastest where it runs.
     """
-    loss, correct = _sums(options, max_logits, hidden, matrix, targets, weights)
+    limits = limits or (ON_CPU if platform() == "cpu" else ON_GPU)
+    loss, correct = _sums(options, limits, hidden, matrix, targets, weights)
     return LossSums(loss, jnp.sum(weights), correct)
 
 
@@ -116,19 +132,19 @@ def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, opt
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sums(options: CrossEntropy, max_logits: int, *arrays: Array) -> tuple[Array, Array]:
-    return _on_mesh(options, max_logits, False, False, *arrays)[:2]
+def _sums(options: CrossEntropy, limits: Limits, *arrays: Array) -> tuple[Array, Array]:
+    return _on_mesh(options, limits, False, False, *arrays)[:2]
 
 
-def _forward(options: CrossEntropy, max_logits: int, *primals: CustomVJPPrimal) -> tuple[tuple, tuple]:
+def _forward(options: CrossEntropy, limits: Limits, *primals: CustomVJPPrimal) -> tuple[tuple, tuple]:
     hidden, matrix, *_ = primals
     loss, correct, *gradients = _on_mesh(
-        options, max_logits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
+        options, limits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
     )
     return (loss, correct), tuple(gradients)
 
 
-def _backward(options: CrossEntropy, max_logits: int, gradients: tuple, cotangents: tuple) -> tuple:
+def _backward(options: CrossEntropy, limits: Limits, gradients: tuple, cotangents: tuple) -> tuple:
     of_loss = cotangents[0]
     if isinstance(of_loss, SymbolicZero):
         return None, None, None, None
@@ -139,9 +155,9 @@ def _backward(options: CrossEntropy, max_logits: int, gradients: tuple, cotangen
 _sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _on_mesh(options: CrossEntropy, max_logits: int, for_hidden: bool, for_matrix: bool, *arrays: Array) -> tuple:
+def _on_mesh(options: CrossEntropy, limits: Limits, for_hidden: bool, for_matrix: bool, *arrays: Array) -> tuple:
     """`_run`, by each device of a mesh on its own rows: what they find is added up once, and not once a chunk."""
-    run, axes = partial(_run, options, max_logits, for_hidden, for_matrix), row_axes()
+    run, axes = partial(_run, options, limits, for_hidden, for_matrix), row_axes()
     if not axes:
         return run(*arrays)
 
@@ -159,7 +175,7 @@ def _on_mesh(options: CrossEntropy, max_logits: int, for_hidden: bool, for_matri
 
 def _run(
     options: CrossEntropy,
-    max_logits: int,
+    limits: Limits,
     for_hidden: bool,
     for_matrix: bool,
     hidden: Shaped[Array, "B T D"],
@@ -170,8 +186,8 @@ def _run(
     """(loss, correct, gradient of the loss by hidden, by matrix)"""
     narrow = matrix.astype(hidden.dtype)
     vocab, width = matrix.shape
-    # Gradients go through the classes in blocks, whose products are small beside the logits.
-    block = min(vocab, max(1, max_logits // (4 * max(width, MIN_POSITIONS))))
+    step = _chunk_size(targets.size, vocab, limits)
+    block = min(vocab, max(1, limits.max_logits // (4 * max(width, step)))) if limits.blocks else vocab
     block = -(-vocab // -(-vocab // block))  # as many blocks, of equal size, so that hardly a class is done twice
 
     def chunk(hidden: Array, targets: Array, weights: Array, by_matrix: Array | None) -> tuple[Any, ...]:
@@ -205,7 +221,6 @@ def _run(
 
     nothing = jnp.zeros(matrix.shape, jnp.float32) if for_matrix else None
     positions = (hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1))
-    step = _chunk_size(targets.size, vocab, max_logits)
     if step < targets.size:
         loss, correct, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, *positions, nothing)
     else:
@@ -214,9 +229,9 @@ def _run(
     return loss, correct, by_hidden, by_matrix.astype(matrix.dtype) if for_matrix else None
 
 
-def _chunk_size(num_positions: int, vocab: int, max_logits: int) -> int:
-    least = MIN_POSITIONS_ON_CPU if platform() == "cpu" else MIN_POSITIONS
-    return min(num_positions, max(min(max_logits // vocab, num_positions // CHUNKS), least))
+def _chunk_size(num_positions: int, vocab: int, limits: Limits) -> int:
+    size = min(limits.max_logits // vocab, num_positions // CHUNKS) // limits.multiple * limits.multiple
+    return min(num_positions, max(size, limits.min_positions))
 
 
 def _for_each(count: int, body: Any, carry: Any) -> Any:

@@ -16,7 +16,7 @@ def test_a_call_goes_on_with_what_is_missing_and_compares_in_turn(tmp_path, caps
     known = {"command": "python old", "preset": "vlm_1b", "environment": found, "ours": ours}
     (tmp_path / "vlm_1b.json").write_text(json.dumps(known))
     options = ["--directory", str(tmp_path), "--rounds", "2", "--steps", "1"]
-    assert gpu.main([*options, "--presets", "vlm_1b,tiny_bilstm"]) == 0
+    assert gpu.main([*options, "--presets", "vlm_1b,tiny_bilstm", "--at-once", "2"]) == 0
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
     assert gpu.main([*options, "--presets", "tiny_vlm"]) == 1  # three devices cannot share its four rows
     said = capsys.readouterr().out

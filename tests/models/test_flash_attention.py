@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from jaxfusion.models import flash_attention
 from jaxfusion.models.attention import (
     Interval,
     attention,
@@ -53,8 +54,9 @@ def _arrays(rng: np.random.Generator, length: int = T) -> list[np.ndarray]:
     return [rng.normal(size=(B, length, n, H)).astype(np.float32) for n in (N, G, G, N)]
 
 
-@pytest.mark.parametrize("softcap", [0.0, 2.0])
-def test_output_and_gradients_in_every_case(softcap):
+@pytest.mark.parametrize(("softcap", "programs"), [(0.0, 512), (2.0, 1)], ids=["a head at a time", "a group, softcap"])
+def test_output_and_gradients_in_every_case(monkeypatch, softcap, programs):
+    monkeypatch.setattr(flash_attention, "PROGRAMS", programs)
     rng = np.random.default_rng(0)
     *inputs, cotangent = _arrays(rng)
 

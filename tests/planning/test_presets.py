@@ -9,7 +9,7 @@ import pytest
 from benchmarks.plan import plan_preset
 from benchmarks.presets import PRESETS
 from jaxfusion.config.model import ViTConfig
-from jaxfusion.training.cross_entropy import MAX_LOGITS
+from jaxfusion.training.cross_entropy import ON_GPU
 from tests.planning.cuda import needs_cuda_build
 
 
@@ -33,7 +33,7 @@ def test_a_large_step_is_fused_and_fits(name):
     for shape in map(dimensions, program.arrays):
         assert shape.count(length) < 2, shape
         # With the vocabulary there are the matrix and its like, and a chunk of the logits.
-        assert vocab not in shape or config.width in shape or math.prod(shape) <= 2 * MAX_LOGITS, shape
+        assert vocab not in shape or config.width in shape or math.prod(shape) <= 2 * ON_GPU.max_logits, shape
     assert plan.fits
 
 

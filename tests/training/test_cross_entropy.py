@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfusion.training.cross_entropy import CrossEntropy, linear_cross_entropy, logits_loss
+from jaxfusion.training.cross_entropy import ON_CPU, ON_GPU, CrossEntropy, linear_cross_entropy, logits_loss
 
 ROWS, COLUMNS, WIDTH, VOCAB = 3, 400, 8, 37
 OPTIONS = {
@@ -17,8 +17,9 @@ OPTIONS = {
     "soft-cap": CrossEntropy(softcap=2.0),
     "all": CrossEntropy(softcap=3.0, z_loss=0.05, label_smoothing=0.1),
 }
-# Logits at once: chunks of 256 positions, and the 37 classes in blocks of four; or of an eighth of all, and no blocks.
-CHUNKED, WHOLE = 1024, 1 << 25
+# Chunks of 256 positions, and the 37 classes in blocks; or of an eighth of all positions, and no blocks.
+CHUNKED = ON_CPU._replace(max_logits=4096, min_positions=256)
+WHOLE = ON_GPU._replace(min_positions=64, multiple=1)
 
 
 def arrays(dtype="float32"):
@@ -45,13 +46,13 @@ def distance(ours, theirs) -> float:
     return float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
 
 
-@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
+@pytest.mark.parametrize("limits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_values_and_gradients_are_the_plain_losses(name, max_logits):
+def test_values_and_gradients_are_the_plain_losses(name, limits):
     options, (hidden, matrix, targets, weights) = OPTIONS[name], arrays()
 
     def ours(hidden, matrix):
-        return 3 * linear_cross_entropy(hidden, matrix, targets, weights, options, max_logits).loss
+        return 3 * linear_cross_entropy(hidden, matrix, targets, weights, options, limits).loss
 
     theirs = jax.value_and_grad(lambda h, m: 3 * plain(options, h, m, targets, weights), argnums=(0, 1))
     (value, gradients), (expected, wanted) = (
@@ -63,28 +64,28 @@ def test_values_and_gradients_are_the_plain_losses(name, max_logits):
     assert (np.asarray(gradients[0])[np.asarray(weights) == 0] == 0).all()
 
 
-@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
-def test_the_other_sums(max_logits):
+@pytest.mark.parametrize("limits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
+def test_the_other_sums(limits):
     hidden, matrix, targets, weights = arrays()
     targets = jnp.where(jnp.arange(COLUMNS) % 2, jnp.argmax(hidden @ matrix.T, -1), targets)
-    sums = linear_cross_entropy(hidden, matrix, targets, weights, max_logits=max_logits)
+    sums = linear_cross_entropy(hidden, matrix, targets, weights, limits=limits)
     theirs = logits_loss(hidden @ matrix.T, targets, weights)
     assert sums.weight == theirs.weight
     assert 0.4 < sums.accuracy < 0.7
     assert sums.correct == pytest.approx(float(theirs.correct), rel=1e-6)
 
 
-@pytest.mark.parametrize("max_logits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
-def test_positions_without_a_weight_are_not_computed(max_logits):
+@pytest.mark.parametrize("limits", [CHUNKED, WHOLE], ids=["blocks", "whole"])
+def test_positions_without_a_weight_are_not_computed(limits):
     hidden, matrix, targets, _ = arrays()
     # Two chunks full of them, mostly in one row.
-    count = 2 * {CHUNKED: 256, WHOLE: ROWS * COLUMNS // 8}[max_logits]
+    count = 2 * {CHUNKED: 256, WHOLE: ROWS * COLUMNS // 8}[limits]
     carry = np.sort(np.random.default_rng(1).permutation(count + 100)[:count])
     weights = jnp.zeros(ROWS * COLUMNS).at[carry].set(0.5).reshape(ROWS, COLUMNS)
     absent = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
 
     def ours(hidden, matrix):
-        return linear_cross_entropy(hidden, matrix, targets, weights, max_logits=max_logits).loss
+        return linear_cross_entropy(hidden, matrix, targets, weights, limits=limits).loss
 
     value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(absent, matrix)
     expected, wanted = jax.value_and_grad(partial(plain, CrossEntropy()), argnums=(0, 1))(
@@ -102,7 +103,7 @@ def test_the_first_of_equal_logits_is_the_models_choice():
 def test_no_weight_at_all_is_no_loss_and_no_gradient():
     hidden, matrix, targets, weights = arrays()
     value, gradient = jax.value_and_grad(
-        lambda matrix: linear_cross_entropy(hidden, matrix, targets, 0 * weights, max_logits=CHUNKED).loss
+        lambda matrix: linear_cross_entropy(hidden, matrix, targets, 0 * weights, limits=CHUNKED).loss
     )(matrix)
     assert value == 0
     assert not gradient.any()
@@ -112,7 +113,7 @@ def test_in_bfloat16_the_sums_are_still_float32():
     hidden, matrix, targets, weights = arrays("bfloat16")
 
     def ours(hidden, matrix):
-        return linear_cross_entropy(hidden, matrix, targets, weights, max_logits=CHUNKED).loss
+        return linear_cross_entropy(hidden, matrix, targets, weights, limits=CHUNKED).loss
 
     value, (by_hidden, by_matrix) = jax.value_and_grad(ours, argnums=(0, 1))(hidden, matrix)
     assert (value.dtype, by_hidden.dtype, by_matrix.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
