@@ -123,6 +123,19 @@ def test_wrong_settings_are_named(small_data, tmp_path, fails, argument, message
     assert line.startswith(f"jaxfusion: {message}")
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--output", "x"], "--output: --mode train does not use it; leave it out, or choose --mode export or prepare"),
+        (["--mode", "plan", "--profile"], "--profile: --mode plan does not use it; leave it out, or choose --mode train"),
+        (["--mode", "evaluate", "--prompt", "x"], "--prompt: --mode evaluate does not use it"),
+        (["--mode", "export", "--config.train.seed=1"], "--config.train.seed: --mode export does not use it"),
+    ],
+)
+def test_options_that_a_mode_does_not_use_are_refused(fails, argv, message):
+    assert fails(*argv).startswith(f"jaxfusion: {message}")
+
+
 def test_missing_configs_and_workdirs_are_named(fails, tmp_path):
     assert "no such config file; did you mean" in fails("--config", QUICKSTART.replace("quickstart", "quikstart"))
     assert "--config: none was given" in fails()
