@@ -33,8 +33,8 @@ def tell_plan(first: StepPlan, search: Iterable[StepPlan] | None, console: Conso
     if search is None:
         return
     say(
-        f"looking for the largest batch that fits, by up to {MAX_COMPILATIONS} more compilations; Ctrl-C ends that, and "
-        "--config.plan.largest_batch=False leaves it out"
+        f"looking for the largest batch that fits, by up to {MAX_COMPILATIONS} more compilations; Ctrl-C ends that, "
+        "and --config.plan.largest_batch=False leaves it out"
     )
     for plan in search:
         tried.append(plan)
