@@ -30,7 +30,7 @@ from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.load import open_family_tokenizer, read_rooms, with_room_for
+from jaxfusion.pretrained.load import fresh_and_frozen, open_family_tokenizer, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.provenance import check_made_for, check_tower, check_unchanged
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
@@ -204,6 +204,18 @@ def _check_trainable(config: Config) -> None:
         )
 
 
+def _warn_of_random_rooms(experiment: Experiment) -> None:
+    """Says which rooms nothing has trained and nothing will; that may be meant, for one to compare with."""
+    config = experiment.config
+    if rooms := fresh_and_frozen(experiment.model, named_checkpoints(config), config.train.trainable):
+        globs = ", ".join(f"'{room}/*'" for room in rooms)
+        text = (
+            f"warning: {', '.join(rooms)}: frozen, with parameters that are random; name a checkpoint in config.model, "
+            f"or add {globs} to config.train.trainable"
+        )
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _check_split(config: Config) -> None:
     """Raises UserError where the held-out images would be none that the model can know."""
     if isinstance(config.model.vision, LookupConfig) and config.data.test_split != config.data.train_split:
@@ -232,6 +244,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     _keep_prepared(experiment)
     write_json(workdir / CONFIG, to_dict(config))
     if not has_checkpoint(workdir):
+        _warn_of_random_rooms(experiment)
         model.tokenizer.save(workdir)
         write_json(workdir / LABELS, list(experiment.dataset.labels))
     iterator = train_iterator(

@@ -228,9 +228,12 @@ def test_the_command_line_prepares_trains_and_goes_on(small_data, tower, tmp_pat
     assert main([*common, "--mode", "prepare", "--config.prepare.store=features", "--output", str(out)]) == 0
     run = [*common, "--workdir", str(workdir)]
     assert main([*run, f"--config.data.prepared={out}"]) == 0
-    assert "ms to read back" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "ms to read back" in shown.out and "parameters train (float32, " in shown.out
+    assert "warning: decoder, text_embedding: frozen, with parameters that are random" in shown.err
     moved = out.rename(tmp_path / "moved")
     assert main([*run, f"--config.data.prepared={moved}"]) == 0  # the run has all of its steps
+    assert "random" not in capsys.readouterr().err
     assert main(run) == 2
     assert "began with prepared data, and here it is none" in capsys.readouterr().err
 
