@@ -178,6 +178,17 @@ def test_runs_that_would_make_other_records_are_refused(settings, prepared, tmp_
         experiment_on(settings, prepared / "pixels", tmp_path, **changes)
 
 
+def test_pixels_are_for_any_network_of_their_size(settings, tmp_path):
+    vit = {"kind": "vit", "image_size": 24, "patch_size": 8, "class_token": False}
+    vgg = {"kind": "vgg", "image_size": 24, "stage_depths": [1, 1, 1], "stage_widths": [4, 4, 8]}
+    prepare_run(config_of(settings, model__vision=vit), tmp_path / "pixels", Console(file=io.StringIO()))
+    experiment = experiment_on(settings, tmp_path / "pixels", tmp_path, model__vision=vgg)
+    assert experiment.source[0].images.shape == (1, 24, 24, 3)
+    with pytest.raises(UserError, match=r"with config\.model\.vision\.kind = 'any network', and here it is 'lookup'"):
+        lookup = {"model__vision": "lookup", "data__test_split": "train"}
+        experiment_on(settings, tmp_path / "pixels", tmp_path, **lookup)
+
+
 def test_a_checkpoints_tokenizer_is_asked_for_by_the_checkpoint(settings, prepared, tmp_path):
     shutil.copytree(prepared / "pixels", tmp_path / "data", ignore=shutil.ignore_patterns("tokenizer.json"))
     with pytest.raises(UserError, match=r"^config\.data\.prepared: .* with a checkpoint's tokenizer; name that"):
