@@ -37,6 +37,7 @@ from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
 from jaxfusion.training.loop import train
+from jaxfusion.training.metrics import read_metrics
 from jaxfusion.workdir import (
     CONFIG,
     EVALUATION,
@@ -44,8 +45,8 @@ from jaxfusion.workdir import (
     PREDICTIONS,
     PRETRAINED,
     check_run,
+    claimed,
     has_checkpoint,
-    held,
     latest_step,
     load_run,
     make_workdir,
@@ -232,9 +233,12 @@ def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[s
     """
     make_parallel(config.parallel).check_training(config.train)
     sampling_of(config.generate)  # refused now, and not after the training
-    make_workdir(workdir)
-    with held(workdir):
+    with claimed(workdir, _has_begun):
         return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)
+
+
+def _has_begun(workdir: Path) -> bool:
+    return has_checkpoint(workdir) or bool(read_metrics(workdir))
 
 
 def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[str, float]:

@@ -219,12 +219,14 @@ def test_features_need_a_network_from_a_checkpoint(settings, tmp_path, vision, m
     changes = {"data__test_split": "train", "prepare__store": "features", "train__trainable": ["decoder/*"]}
     with pytest.raises(UserError, match=rf"^config\.model\.vision: .*{message}"):
         prepare_run(config_of(settings, model__vision=vision, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_of_something_else_is_left_alone(settings, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"^--output: .* holds something else"):
         prepare_run(config_of(settings), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_the_command_line_prepares_trains_and_goes_on(small_data, tower, tmp_path, capsys):
