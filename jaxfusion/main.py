@@ -15,6 +15,8 @@ from jaxfusion.errors import UserError
 
 EPILOG = """\
 Any value of the config can be set here: --config.train.num_steps=2000 --config.model.vision=vit-tiny
+All of them, with defaults and what they mean: jaxfusion/config/run.py and jaxfusion/config/model.py; docs/config.md is
+the way into them.
 
 examples:
   jaxfusion --config configs/quickstart.py
