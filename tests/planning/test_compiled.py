@@ -37,7 +37,7 @@ def config_of(model: dict, **plan) -> Config:
 @needs_cuda_build
 def test_a_run_is_planned_for_several_cards():
     plan = plan_run(config_of(MODEL, hardware="h100", topology="1x1x2"))
-    assert plan.fits and plan.devices == 2 and plan.rows == 8
+    assert plan.fits and plan.devices == 2 and plan.rows == 8 and plan.attention_layers == 2
     assert plan.batch == 4 * (128 * (6 * 4 + 1) + 16 * 16 * 3 + 4)  # a card's half of the rows
     assert plan.program.argument_bytes == sum(plan.parameters.values()) + plan.optimizer + plan.batch
     assert plan.program.kernels["__cudnn$fmhaSoftmaxBackward"] == 1  # the tower is frozen
