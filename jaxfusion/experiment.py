@@ -30,13 +30,14 @@ from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.load import open_family_tokenizer, read_rooms, with_room_for
+from jaxfusion.pretrained.load import fresh_and_frozen, open_family_tokenizer, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.provenance import check_made_for, check_tower, check_unchanged
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
 from jaxfusion.training.loop import train
+from jaxfusion.training.metrics import read_metrics
 from jaxfusion.workdir import (
     CONFIG,
     EVALUATION,
@@ -44,8 +45,8 @@ from jaxfusion.workdir import (
     PREDICTIONS,
     PRETRAINED,
     check_run,
+    claimed,
     has_checkpoint,
-    held,
     latest_step,
     load_run,
     make_workdir,
@@ -204,6 +205,18 @@ def _check_trainable(config: Config) -> None:
         )
 
 
+def _warn_of_random_rooms(experiment: Experiment) -> None:
+    """Says which rooms nothing has trained and nothing will; that may be meant, for one to compare with."""
+    config = experiment.config
+    if rooms := fresh_and_frozen(experiment.model, named_checkpoints(config), config.train.trainable):
+        globs = ", ".join(f"'{room}/*'" for room in rooms)
+        text = (
+            f"warning: {', '.join(rooms)}: frozen, with parameters that are random; name a checkpoint in config.model, "
+            f"or add {globs} to config.train.trainable"
+        )
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _check_split(config: Config) -> None:
     """Raises UserError where the held-out images would be none that the model can know."""
     if isinstance(config.model.vision, LookupConfig) and config.data.test_split != config.data.train_split:
@@ -220,9 +233,12 @@ def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[s
     """
     make_parallel(config.parallel).check_training(config.train)
     sampling_of(config.generate)  # refused now, and not after the training
-    make_workdir(workdir)
-    with held(workdir):
+    with claimed(workdir, _has_begun):
         return _train(open_experiment(config, workdir), workdir, workdir / PROFILE if profile else None)
+
+
+def _has_begun(workdir: Path) -> bool:
+    return has_checkpoint(workdir) or bool(read_metrics(workdir))
 
 
 def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[str, float]:
@@ -232,6 +248,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     _keep_prepared(experiment)
     write_json(workdir / CONFIG, to_dict(config))
     if not has_checkpoint(workdir):
+        _warn_of_random_rooms(experiment)
         model.tokenizer.save(workdir)
         write_json(workdir / LABELS, list(experiment.dataset.labels))
     iterator = train_iterator(

@@ -15,6 +15,8 @@ from jaxfusion.errors import UserError
 
 EPILOG = """\
 Any value of the config can be set here: --config.train.num_steps=2000 --config.model.vision=vit-tiny
+All of them, with defaults and what they mean: jaxfusion/config/run.py and jaxfusion/config/model.py; docs/config.md is
+the way into them.
 
 examples:
   jaxfusion --config configs/quickstart.py
@@ -30,20 +32,21 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
-    debug = "--debug" in (sys.argv if argv is None else argv)
+    debug, mode = "--debug" in (sys.argv if argv is None else argv), ""
     try:
         args, rest = _parser().parse_known_args(argv)
-        overrides = _overrides(rest)
-        _quieten()
-        if args.mode == "train":
+        mode, overrides = args.mode, _overrides(rest)
+        _check_used(args, overrides)
+        _quieten(planning=mode == "plan")
+        if mode == "train":
             _train(args, overrides)
-        elif args.mode == "evaluate":
+        elif mode == "evaluate":
             _evaluate(args, overrides)
-        elif args.mode == "export":
+        elif mode == "export":
             _export(args)
-        elif args.mode == "prepare":
+        elif mode == "prepare":
             _prepare(args, overrides)
-        elif args.mode == "plan":
+        elif mode == "plan":
             _plan(args, overrides)
         else:
             _generate(args, overrides)
@@ -53,9 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxfusion: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxfusion: stopped; the same command goes on from what is saved", file=sys.stderr)
+        goes_on = "; the same command goes on from what is saved" if mode in ("train", "prepare") else ""
+        print(f"jaxfusion: stopped{goes_on}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+MODES = ("train", "evaluate", "generate", "export", "prepare", "plan")
+
+# What uses an option that is not of all modes; --config stands for its values, --config.NAME, too.
+USED_BY = {
+    "config": ("train", "evaluate", "generate", "prepare", "plan"),
+    "workdir": ("train", "evaluate", "generate", "export"),
+    "image": ("generate",),
+    "prompt": ("generate",),
+    "output": ("export", "prepare", "plan"),
+    "adapters": ("export",),
+    "profile": ("train",),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,8 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
     )
-    modes = ("train", "evaluate", "generate", "export", "prepare", "plan")
-    parser.add_argument("--mode", choices=modes, default="train", help="default: train")
+    parser.add_argument("--mode", choices=MODES, default="train", help="default: train")
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
     )
@@ -116,9 +133,24 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def _quieten() -> None:
-    """The progress display is what people look at; libraries' notices go unless they are errors."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def _check_used(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Raises UserError for an option that the mode would not look at."""
+    given = {f"--{name}": name for name in USED_BY if getattr(args, name) not in (None, "", False)}
+    for option, name in (given | {f"--config.{key}": "config" for key in overrides}).items():
+        if args.mode not in USED_BY[name]:
+            raise UserError(
+                f"{option}: --mode {args.mode} does not use it; leave it out, or choose --mode "
+                f"{' or '.join(USED_BY[name])}"
+            )
+
+
+def _quieten(planning: bool) -> None:
+    """The progress display is what people look at; libraries' notices go unless they are errors.
+
+    Of programs that do not fit XLA tells at length, as warnings and errors, and a plan in a word.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets that itself; any other is somebody's wish
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3" if planning else "2"
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
 
@@ -221,16 +253,15 @@ def _prepare(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
-    import json
+    from functools import partial
 
     import jax
     from rich.console import Console
 
     from jaxfusion.config import read_config
-    from jaxfusion.planning.largest import best_fit, largest_batch
+    from jaxfusion.planning.largest import largest_batch
     from jaxfusion.planning.run import plan_run
-    from jaxfusion.planning.show import show_plan
-    from jaxfusion.planning.summary import to_json
+    from jaxfusion.planning.tell import tell_plan
     from jaxfusion.pretrained.join import expand
 
     if args.config is None:
@@ -238,17 +269,13 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     if args.output is not None and not args.output.parent.is_dir():
         raise UserError(f"--output: {args.output.parent} is not a directory; make it first")
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for the GPUs that are not there
-    config, plans = read_config(args.config, overrides, expand), []
-    with Console(stderr=True).status(f"compiling {config.train.batch_size} rows") as status:
-        plans.append(plan_run(config))
-        if config.plan.largest_batch:
-            for found in largest_batch(config, plans[0]):
-                plans.append(found)
-                status.update(f"looking for the largest batch: {found.rows} rows take {found.share:.0%} of the memory")
-    largest = best_fit(plans) if config.plan.largest_batch else None
-    show_plan(plans[0], largest, Console())
-    if args.output is not None:
-        args.output.write_text(json.dumps(to_json(plans[0], largest), indent=2) + "\n")
+    config, console = read_config(args.config, overrides, expand), Console()
+    wanted, unit = config.plan, config.train.accumulate
+    text = f"compiling a step of {config.train.batch_size} rows for {wanted.hardware}, {wanted.topology}"
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    first = plan_run(config)
+    search = largest_batch(first, first.devices * unit, partial(plan_run, config)) if wanted.largest_batch else None
+    tell_plan(first, search, console, args.output)
 
 
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):

@@ -42,21 +42,24 @@ class Parallel(ABC):
     def rows(self) -> Sharding:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    def check_batch_size(self, setting: str, batch_size: int, parts: int = 1) -> None:
+    def check_batch_size(self, setting: str, batch_size: int, parts: int = 1, otherwise: str = "") -> None:
         """Raises UserError, which names the setting, for a number of rows that the devices cannot share evenly.
 
-        parts: in which each device takes its rows, one after the other.
+        parts: in which each device takes its rows, one after the other. otherwise: another mend, "or ...".
         """
         if batch_size <= 0 or batch_size % (self.num_devices * parts):
             each = f", each in {parts} parts" if parts > 1 else ""
             raise UserError(
                 f"{setting}: {batch_size} rows cannot be shared evenly by {self.num_devices} devices{each}; "
-                f"use a multiple of {self.num_devices * parts}"
+                f"use a multiple of {self.num_devices * parts}{otherwise and ', ' + otherwise}"
             )
 
-    def check_training(self, settings: TrainConfig) -> None:
-        """Raises UserError for a batch that the devices cannot share evenly, and products that they do not have."""
-        self.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate)
+    def check_training(self, settings: TrainConfig, otherwise: str = "") -> None:
+        """Raises UserError for a batch that the devices cannot share evenly, and products that they do not have.
+
+        otherwise: see `check_batch_size`.
+        """
+        self.check_batch_size("config.train.batch_size", settings.batch_size, settings.accumulate, otherwise)
         device = self.mesh.devices.flat[0]
         if settings.matmul == "fp8" and device.platform != "cpu" and not has_fp8(device):  # a CPU does without them
             raise UserError(

@@ -34,7 +34,7 @@ from jaxfusion.provenance import check_frozen_tower, settings_of, tower_fingerpr
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import freeze
 from jaxfusion.training.progress import Progress, to_go
-from jaxfusion.workdir import held, make_workdir, write_json
+from jaxfusion.workdir import LOCK, claimed, write_json
 
 T = TypeVar("T")
 
@@ -51,10 +51,9 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
     """
     if config.data.prepared:
         raise UserError("config.data.prepared: --mode prepare reads the data set itself; leave it empty")
-    make_workdir(output, "--output")
-    if not (output / ABOUT).exists() and any(path.name != ".lock" for path in output.iterdir()):
+    if output.is_dir() and not (output / ABOUT).exists() and any(path.name != LOCK for path in output.iterdir()):
         raise UserError(f"--output: {output} holds something else than prepared data; name a new directory")
-    with held(output), tempfile.TemporaryDirectory() as scratch:
+    with claimed(output, lambda path: (path / ABOUT).exists(), "--output"), tempfile.TemporaryDirectory() as scratch:
         learned = output / "tokenizer.json"
         tokenizer = TrainedTokenizer.load(learned) if learned.exists() and not text_checkpoint(config) else None
         experiment = open_experiment(config, Path(scratch), tokenizer)

@@ -24,6 +24,9 @@ from jaxfusion.training.trainable import trained_paths
 # Of `config.data`, what decides on samples; where rows are made of them it is free.
 DATA = ("name", "train_split", "task", "label", "languages", "modalities", "segment_words", "remove_stop_words")
 
+# What all networks that read pixels count as, where pixels are prepared.
+NETWORK = "any network"
+
 # Of a checkpoint's small files, those that say how pictures are prepared.
 PIXELS = ("preprocessor_config.json", "processor_config.json")
 
@@ -44,7 +47,8 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
     if vision is None or "image" not in config.data.modalities:
         return found | {"config.model.vision": None}
     found["config.model.fusion"] = layout.fusion
-    found["config.model.vision.kind"] = vision.kind
+    # Networks are given the same pixels, whatever they are; a table of images their ids.
+    found["config.model.vision.kind"] = NETWORK if isinstance(vision, Network) and store == "pixels" else vision.kind
     if isinstance(vision, Network):
         found["config.model.vision.image_size"] = vision.image_size
         if model.pixels is None:

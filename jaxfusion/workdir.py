@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 
 CONFIG, LABELS, PRETRAINED = "config.json", "labels.json", "pretrained"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
+LOCK = ".lock"
 
 # What may differ between two calls of one run: nothing that changes the parameters.
 FREE = ("evaluate", "generate", "plan", "prepare", "serve", "parallel")
@@ -48,7 +50,7 @@ def held(workdir: Path) -> Iterator[None]:
     """Keeps a second process out of the directory. Raises UserError where one is at work in it."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(workdir / ".lock", timeout=0)
+    lock = FileLock(workdir / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -59,6 +61,36 @@ def held(workdir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def claimed(workdir: Path, begun: Callable[[Path], bool], option: str = "--workdir") -> Iterator[None]:
+    """`make_workdir` and `held`; and work that is refused before it has begun leaves nothing behind.
+
+    begun: whether the directory holds anything worth keeping. Where it does not when a UserError passes through, what
+    was not there before is removed: the directory and its parents, or what is in it.
+    """
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    make_workdir(workdir, option)
+    with held(workdir):
+        was_empty = all(path.name == LOCK for path in workdir.iterdir())
+        try:
+            yield
+        except UserError:
+            if was_empty and not begun(workdir):
+                _remove(workdir, made)
+            raise
+
+
+def _remove(workdir: Path, made: Sequence[Path]) -> None:
+    for path in workdir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # another process has put something there
+        for path in made:
+            path.rmdir()
 
 
 def has_checkpoint(workdir: Path) -> bool:

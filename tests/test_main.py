@@ -111,6 +111,7 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
         ("--config.data.name=coco", "config.data.name: TFDS cannot describe coco here"),
         ("--config.model.decoder.dropout=1.5", "config.model.decoder.dropout: 1.5 is no share"),
         ("--config.model.projector.factor=0", "config.model.projector.factor: "),
+        ("--config.train.trainable=('visoin/*',)", "config.train.trainable: no parameter fits 'visoin/*'; did"),
         ("--config.train.batch_size=0", "config.train.batch_size: 0 is too small; use 1 or more"),
         ("--config.generate.top_p=2", "config.generate.top_p: 2.0 was given; it must be above 0 and at most 1"),
         ("--workdri=x", "--workdri=x: no such option; see --help"),
@@ -121,6 +122,20 @@ def test_wrong_settings_are_named(small_data, tmp_path, fails, argument, message
         "--config", QUICKSTART, "--workdir", tmp_path / "run", f"--config.data.data_dir={small_data}", *TINY, argument
     )
     assert line.startswith(f"jaxfusion: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--output", "x"], "--output: --mode train does not use it; leave it out, or choose --mode export or prepare"),
+        (["--mode", "plan", "--profile"], "--profile: --mode plan does not use it; leave it out, or choose"),
+        (["--mode", "evaluate", "--prompt", "x"], "--prompt: --mode evaluate does not use it"),
+        (["--mode", "export", "--config.train.seed=1"], "--config.train.seed: --mode export does not use it"),
+    ],
+)
+def test_options_that_a_mode_does_not_use_are_refused(fails, argv, message):
+    assert fails(*argv).startswith(f"jaxfusion: {message}")
 
 
 def test_missing_configs_and_workdirs_are_named(fails, tmp_path):

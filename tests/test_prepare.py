@@ -178,6 +178,17 @@ def test_runs_that_would_make_other_records_are_refused(settings, prepared, tmp_
         experiment_on(settings, prepared / "pixels", tmp_path, **changes)
 
 
+def test_pixels_are_for_any_network_of_their_size(settings, tmp_path):
+    vit = {"kind": "vit", "image_size": 24, "patch_size": 8, "class_token": False}
+    vgg = {"kind": "vgg", "image_size": 24, "stage_depths": [1, 1, 1], "stage_widths": [4, 4, 8]}
+    prepare_run(config_of(settings, model__vision=vit), tmp_path / "pixels", Console(file=io.StringIO()))
+    experiment = experiment_on(settings, tmp_path / "pixels", tmp_path, model__vision=vgg)
+    assert experiment.source[0].images.shape == (1, 24, 24, 3)
+    with pytest.raises(UserError, match=r"with config\.model\.vision\.kind = 'any network', and here it is 'lookup'"):
+        lookup = {"model__vision": "lookup", "data__test_split": "train"}
+        experiment_on(settings, tmp_path / "pixels", tmp_path, **lookup)
+
+
 def test_a_checkpoints_tokenizer_is_asked_for_by_the_checkpoint(settings, prepared, tmp_path):
     shutil.copytree(prepared / "pixels", tmp_path / "data", ignore=shutil.ignore_patterns("tokenizer.json"))
     with pytest.raises(UserError, match=r"^config\.data\.prepared: .* with a checkpoint's tokenizer; name that"):
@@ -208,12 +219,14 @@ def test_features_need_a_network_from_a_checkpoint(settings, tmp_path, vision, m
     changes = {"data__test_split": "train", "prepare__store": "features", "train__trainable": ["decoder/*"]}
     with pytest.raises(UserError, match=rf"^config\.model\.vision: .*{message}"):
         prepare_run(config_of(settings, model__vision=vision, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_of_something_else_is_left_alone(settings, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"^--output: .* holds something else"):
         prepare_run(config_of(settings), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_the_command_line_prepares_trains_and_goes_on(small_data, tower, tmp_path, capsys):
@@ -228,9 +241,12 @@ def test_the_command_line_prepares_trains_and_goes_on(small_data, tower, tmp_pat
     assert main([*common, "--mode", "prepare", "--config.prepare.store=features", "--output", str(out)]) == 0
     run = [*common, "--workdir", str(workdir)]
     assert main([*run, f"--config.data.prepared={out}"]) == 0
-    assert "ms to read back" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "ms to read back" in shown.out and "parameters train (float32, " in shown.out
+    assert "warning: decoder, text_embedding: frozen, with parameters that are random" in shown.err
     moved = out.rename(tmp_path / "moved")
     assert main([*run, f"--config.data.prepared={moved}"]) == 0  # the run has all of its steps
+    assert "random" not in capsys.readouterr().err
     assert main(run) == 2
     assert "began with prepared data, and here it is none" in capsys.readouterr().err
 

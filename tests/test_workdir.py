@@ -7,6 +7,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.workdir import (
     CONFIG,
     check_run,
+    claimed,
     held,
     latest_step,
     load_run,
@@ -68,3 +69,25 @@ def test_sizes_that_are_too_small_are_refused():
     few = from_dict(Config, {"model": {"decoder": {"kind": "pooled-classifier", "num_classes": 2}}})
     with pytest.raises(UserError, match=r"num_classes: 2 is less than the 3"):
         resolve(few, vocab_size=300, num_classes=3)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_work_that_is_refused_before_it_has_begun_leaves_nothing(tmp_path, existed):
+    workdir = tmp_path / "runs" / "new"
+    if existed:
+        workdir.mkdir(parents=True)
+    with pytest.raises(UserError, match="no"), claimed(workdir, lambda path: False):
+        (workdir / "checkpoints").mkdir()
+        (workdir / "config.json").touch()
+        raise UserError("no")
+    assert list(tmp_path.rglob("*")) == ([workdir.parent, workdir] if existed else [])
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_is_worth_keeping_stays_where_work_is_refused(tmp_path, begun):
+    if not begun:
+        (tmp_path / "notes.txt").touch()  # somebody's
+    with pytest.raises(UserError, match="no"), claimed(tmp_path, lambda path: begun):
+        (tmp_path / "metrics.jsonl").touch()
+        raise UserError("no")
+    assert (tmp_path / "metrics.jsonl").exists()

@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # the typed configs must work where only the model functions'
 
 T = TypeVar("T")
 
+# How to write the first of several settings in a row.
+EXAMPLES = {
+    "rules": "({'globs': ('vision/*',), 'learning_rate': 1e-5},)",
+    "lora": "({'layers': 'decoder/layers/*', 'rank': 8},)",
+}
+
 
 def to_dict(value: Any) -> Any:
     """Dataclasses and ConfigDicts, at any depth, to nested dicts that JSON can hold; a room's carries its `kind`."""
@@ -221,6 +227,9 @@ def _key(here: dict[str, Any] | list, part: str, path: str) -> Any:
     if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
         return int(part)
     if not isinstance(here, dict) or part not in here:
+        if here == []:
+            example = EXAMPLES.get(path.rpartition(".")[2], "('...',)")
+            raise UserError(f'{path}.{part}: there are none; add one in the config file, or by --{path}="{example}"')
         names = range(len(here)) if isinstance(here, list) else here
         raise UserError(f"{path}.{part}: there is no such setting; {_nearest(part, names)}")
     return part

@@ -1,26 +1,26 @@
 """The search for the largest batch that fits a card."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from jaxfusion.config import Config
-from jaxfusion.planning.run import plan_run
 from jaxfusion.planning.step import USABLE, StepPlan
 
 MAX_COMPILATIONS = 8
 
 
-def largest_batch(config: Config, first: StepPlan) -> Iterator[StepPlan]:
+def largest_batch(first: StepPlan, unit: int, plan: Callable[[int], StepPlan]) -> Iterator[StepPlan]:
     """Plans of the same run with other numbers of rows, as they are made; the largest that fits is the answer.
 
-    The search goes by the straight line through what it knows, and ends within a fiftieth, or a row a card.
+    The search goes by the straight line through what it knows, and ends within a fiftieth, or a `unit`.
+
+    unit: what numbers of rows are multiples of. plan: compiles a step of so many rows.
     """
-    plans, unit = {first.rows: first}, first.devices * config.train.accumulate
+    plans = {first.rows: first}
     limit = USABLE * first.card.memory_bytes
     for _ in range(MAX_COMPILATIONS):
-        rows = next_rows({rows: plan.program.total_bytes for rows, plan in plans.items()}, unit, limit)
+        rows = next_rows({rows: known.program.total_bytes for rows, known in plans.items()}, unit, limit)
         if rows is None:
             return
-        plans[rows] = plan_run(config, rows)
+        plans[rows] = plan(rows)
         yield plans[rows]
 
 

@@ -10,13 +10,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxfusion.batch import Batch
-from jaxfusion.config.model import BiLSTMEncoderConfig, ModelConfig
+from jaxfusion.config.model import (
+    BiLSTMEncoderConfig,
+    CrossAttentionFusionConfig,
+    MappingProjectorConfig,
+    ModelConfig,
+    PerceiverProjectorConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 from jaxfusion.config.run import TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
 from jaxfusion.models.encoder import choose_kernel
 from jaxfusion.models.float8 import MatMul
 from jaxfusion.models.flops import count_flops
+from jaxfusion.models.vision import holds_features
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel
 from jaxfusion.planning.described import compile_for, described_mesh
@@ -37,6 +46,7 @@ class StepPlan:
     parameters: of each room. optimizer: its state, step counts and random state. batch: a card's rows.
     flops:      that the model needs for the batch, over all cards.
     matmul:     see `TrainConfig`.
+    attention_layers: that a step runs, in all rooms.
     """
 
     card: Hardware
@@ -48,6 +58,7 @@ class StepPlan:
     program: Program
     flops: float
     matmul: MatMul = "compute"
+    attention_layers: int = 0
 
     @property
     def share(self) -> float:
@@ -82,7 +93,7 @@ def plan_step(
     where the hardware has none, and cuDNN's LSTM.
     """
     mesh, rows = described_mesh(hardware, topology), batch.tokens.shape[0]
-    MeshParallel(mesh).check_training(replace(settings, batch_size=rows))
+    MeshParallel(mesh).check_training(replace(settings, batch_size=rows), "or change config.plan.topology")
     _check_encoder(config, batch, mesh)
     model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
@@ -98,7 +109,21 @@ def plan_step(
         program=read_program(compiled),
         flops=count_flops(config, batch, trainable=trained_paths(state.params, settings.trainable)).training,
         matmul=settings.matmul,
+        attention_layers=_attention_layers(config, batch),
     )
+
+
+def _attention_layers(config: ModelConfig, batch: Batch) -> int:
+    found = sum(stack.num_layers for stack in (config.encoder, config.decoder) if isinstance(stack, TransformerConfig))
+    if config.vision is None or batch.images is None:
+        return found
+    if isinstance(config.vision, ViTConfig) and not holds_features(batch.images, config.vision):
+        found += config.vision.used_layers
+    if isinstance(config.projector, MappingProjectorConfig | PerceiverProjectorConfig):
+        found += config.projector.num_layers
+    if isinstance(config.fusion, CrossAttentionFusionConfig) and isinstance(config.decoder, TransformerConfig):
+        found += config.decoder.num_layers // config.fusion.every
+    return found
 
 
 def _check_encoder(config: ModelConfig, batch: Batch, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """A plan in the words that people ask in, as JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxfusion.planning.step import StepPlan
@@ -19,8 +20,11 @@ _PARTS = {
 }
 
 
-def to_json(plan: StepPlan, largest: StepPlan | None = None) -> dict[str, Any]:
-    """Everything that was found, in bytes, operations and seconds."""
+def to_json(plan: StepPlan, tried: Sequence[StepPlan] = (), largest: StepPlan | None = None) -> dict[str, Any]:
+    """Everything that was found, in bytes, operations and seconds.
+
+    tried: plans of the same run with other numbers of rows. largest: of all the one to take, once that is known.
+    """
     program = plan.program
     return {
         "hardware": plan.card.device_kind,
@@ -36,7 +40,9 @@ def to_json(plan: StepPlan, largest: StepPlan | None = None) -> dict[str, Any]:
         },
         "fits": plan.fits,
         "largest_batch": largest.rows if largest is not None and largest.fits else None,
+        "tried": [{"rows": t.rows, "total": t.program.total_bytes, "fits": t.fits} for t in tried],
         "kernels": launches(plan),
+        "attention_layers": plan.attention_layers,
         "collectives": {
             kind: {"launches": count, "bytes": program.collective_bytes[kind]}
             for kind, count in program.collectives.items()

@@ -1,7 +1,7 @@
 """Checkpoints to models: a whole one, a single tower, or the rooms of a joined model."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxfusion.config.model import ModelConfig
 from jaxfusion.errors import UserError
 from jaxfusion.models.int8 import dequantise
+from jaxfusion.models.lora import is_adapter
 from jaxfusion.models.tower import Tower
 from jaxfusion.models.vlm import Model, Params, build, complete, init
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
@@ -20,8 +21,9 @@ from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.origin import Origin, Room
 from jaxfusion.pretrained.stream import Report, place, read_params
-from jaxfusion.pretrained.table import flatten, unflatten
+from jaxfusion.pretrained.table import Row, flatten, unflatten
 from jaxfusion.text.tokenizer import Tokenizer
+from jaxfusion.training.trainable import trained_paths
 from jaxfusion.workdir import is_run, load_run
 
 Dtype = Literal["float32", "bfloat16"]
@@ -85,11 +87,27 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstra
     for room, name in checkpoints.items():
         checkpoint = open_checkpoint(name)
         family = family_of(checkpoint, FAMILIES)
-        rows = family.table(model.config.vision if room == "vision" else model.config)
+        rows = _table(model, room, family)
         params, report = read_params(checkpoint, rows, abstract, ignored=family.ignored, aliases=family.aliases)
         _tell(report)
         leaves |= flatten(params)
     return complete(model, unflatten(leaves), rng)
+
+
+def fresh_and_frozen(model: Model, checkpoints: Mapping[Room, str], trainable: Sequence[str]) -> list[str]:
+    """Rooms with parameters that begin at random, since no checkpoint has them, and stay so, since they do not train.
+
+    checkpoints: as in `read_rooms`. Adapters are not counted: until they train they add nothing.
+    """
+    shapes = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
+    given = {
+        path
+        for room, name in checkpoints.items()
+        for row in _table(model, room, family_of(open_checkpoint(name), FAMILIES))
+        for path in row.paths
+    }
+    left = flatten(shapes).keys() - given - trained_paths(shapes, trainable)
+    return sorted({path.split("/")[0] for path in left if not is_adapter(path)})
 
 
 def read_tower(model: Model, checkpoints: Mapping[Room, str], abstract: Params) -> Params:
@@ -101,11 +119,14 @@ def read_tower(model: Model, checkpoints: Mapping[Room, str], abstract: Params) 
     room = "vision" if "vision" in checkpoints else "model"
     checkpoint = open_checkpoint(checkpoints[room])
     family = family_of(checkpoint, FAMILIES)
-    table = family.table(model.config.vision if room == "vision" else model.config)
-    rows = [row for row in table if all(path.startswith("vision/") for path in row.paths)]
+    rows = [row for row in _table(model, room, family) if all(path.startswith("vision/") for path in row.paths)]
     if {path for row in rows for path in row.paths} != flatten(abstract).keys():
         raise UserError(f"config.model.vision: the checkpoint {checkpoints[room]} holds no tower; name one that does")
     return read_params(checkpoint, rows, abstract, ignored=family.ignored, aliases=family.aliases)[0]
+
+
+def _table(model: Model, room: Room, family: Family) -> Sequence[Row]:
+    return family.table(model.config.vision if room == "vision" else model.config)
 
 
 def open_family_tokenizer(path: Path, family: Family, config: ModelConfig, *, bare: bool = False) -> Tokenizer | None:

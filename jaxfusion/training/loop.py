@@ -17,6 +17,7 @@ from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.compilations import Recompilations, counted_compilations
+from jaxfusion.training.inventory import describe_run
 from jaxfusion.training.meters import Meters, peak_memory
 from jaxfusion.training.metrics import MetricsLog, Window
 from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
@@ -71,6 +72,7 @@ def train(
             return state
         if restored is not None:
             progress.say(f"continuing from step {first}")
+        progress.say(describe_run(state.params, settings))
         state = parallel.put_state(state)
 
         with (

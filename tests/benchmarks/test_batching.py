@@ -16,6 +16,12 @@ def test_both_sides_answer_alike_and_what_was_found_is_written(tmp_path, capsys)
     assert found["answers_alike"] == 1
     assert set(found["tokens_per_second"]) == {"static", "continuous"}
     assert "continuous_to_static" in capsys.readouterr().out
+    assert "note" not in found
+
+
+def test_where_every_request_has_a_row_it_says_so(capsys):
+    assert main(["--requests", "2", "--rows", "2", "--longest", "8", "--rounds", "1"]) == 0
+    assert "each of the 2 requests has one of the 2 rows from the start" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [["--longest", "2"], ["--rows", "0"]])

@@ -303,3 +303,15 @@ def test_dataclasses_inside_tuples_come_back_from_json_and_from_the_command_line
     assert read_config(path, {"model.decoder.ropes": text}).model.decoder == config.decoder
     with pytest.raises(UserError, match=r"config\.model\.decoder\.ropes\[1\]\.scaling: 'ntk' is not a choice"):
         read_config(path, {"model.decoder.ropes": "[{}, {'scaling': 'ntk'}]"})
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("train.rules.0.learning_rate", "train.rules"), ("model.lora.0.rank", "model.lora"), ("generate.stop.0", None)],
+)
+def test_a_setting_of_none_says_how_to_add_one(name, path):
+    with pytest.raises(UserError, match=r"\.0: there are none; add one in the config file, or by --config\.") as caught:
+        override(Config(), {name: "1"})
+    option, _, advised = str(caught.value).partition(" or by ")[2].partition("=")
+    if path:
+        override(Config(), {option.removeprefix("--config."): advised.strip('"'), name: "1"})  # the advice works

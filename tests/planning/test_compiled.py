@@ -37,7 +37,7 @@ def config_of(model: dict, **plan) -> Config:
 @needs_cuda_build
 def test_a_run_is_planned_for_several_cards():
     plan = plan_run(config_of(MODEL, hardware="h100", topology="1x1x2"))
-    assert plan.fits and plan.devices == 2 and plan.rows == 8
+    assert plan.fits and plan.devices == 2 and plan.rows == 8 and plan.attention_layers == 2
     assert plan.batch == 4 * (128 * (6 * 4 + 1) + 16 * 16 * 3 + 4)  # a card's half of the rows
     assert plan.program.argument_bytes == sum(plan.parameters.values()) + plan.optimizer + plan.batch
     assert plan.program.kernels["__cudnn$fmhaSoftmaxBackward"] == 1  # the tower is frozen
@@ -69,7 +69,7 @@ def test_fp8_is_refused_where_the_card_has_none():
 
 @needs_cuda_build
 def test_rows_that_cannot_be_shared_are_refused():
-    with pytest.raises(UserError, match=r"^config\.train\.batch_size: "):
+    with pytest.raises(UserError, match=r"^config\.train\.batch_size: .* or change config\.plan\.topology$"):
         plan_run(config_of(MODEL, topology="1x1x8"), rows=4)
 
 
@@ -88,6 +88,8 @@ def test_the_command_shows_a_plan_and_writes_it(tmp_path, capsys):
     numbers = tmp_path / "plan.json"
     options = ["--mode", "plan", "--config", str(path), "--output", str(numbers), "--config.plan.largest_batch=False"]
     assert main(options) == 0
-    assert "64 rows a step: fits" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "64 rows a step: fits" in shown.out and "attention: XLA's, nothing fused, 1 layer" in shown.out
+    assert shown.err == "compiling a step of 64 rows for h200, 1x1x1\n"
     found = json.loads(numbers.read_text())
     assert found["fits"] and found["largest_batch"] is None and found["hardware"] == "NVIDIA H200"

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -16,11 +17,12 @@ from jaxfusion.hardware import HARDWARE
 from jaxfusion.models.check import check_batch
 from jaxfusion.planning import Program
 from jaxfusion.planning.full_rows import full_rows
-from jaxfusion.planning.largest import best_fit, next_rows
+from jaxfusion.planning.largest import best_fit, largest_batch, next_rows
 from jaxfusion.planning.run import plan_run
-from jaxfusion.planning.show import show_plan
+from jaxfusion.planning.show import show_plan, size
 from jaxfusion.planning.step import StepPlan
 from jaxfusion.planning.summary import to_json
+from jaxfusion.planning.tell import tell_plan
 from tests.planning.cuda import needs_cuda_build
 
 VIT = {"kind": "vit", "image_size": 8, "patch_size": 4, "width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8}
@@ -72,6 +74,11 @@ def test_cudnns_lstm_which_the_card_would_run_is_refused():
     config = from_dict(Config, {"model": model, "data": data, "plan": {"topology": "1x1x2"}})
     with pytest.raises(UserError, match=r"config\.model\.encoder\.implementation: .*set 'scan'"):
         plan_run(config)
+
+
+def test_the_search_plans_other_numbers_of_rows():
+    found = list(largest_batch(make_plan(8, 18), 2, lambda rows: make_plan(rows, 10 + rows)))
+    assert [plan.rows for plan in found] == [16, 132, 134] and best_fit(found).rows == 132
 
 
 def test_the_best_fit_has_most_rows():
@@ -129,18 +136,53 @@ def test_a_row_that_is_too_short_for_its_image_is_refused():
         full_rows(config, 1)
 
 
-def test_what_is_shown_and_written():
-    plan, largest, out = make_plan(8, 20), make_plan(56, 140), io.StringIO()
-    show_plan(plan, largest, Console(file=out, width=100))
+def test_what_is_shown_and_written(tmp_path):
+    out, path = io.StringIO(), tmp_path / "plan.json"
+    search = [make_plan(16, 300), make_plan(12, 150.04), make_plan(14, 137)]
+    tell_plan(make_plan(8, 20), search, Console(file=out, width=100), path)
     for line in (
         "attention, cuDNN, forward",
         "attention, Pallas, forward",
         "8 rows a step: fits",
-        "56 rows (140.0 GB)",
+        "16 rows: 300.0 GB, does not fit",
+        "12 rows: 150.0 GB, does not fit",
+        "largest batch that fits: 14 rows (137.0 GB)",
     ):
         assert line in out.getvalue()
-    found = json.loads(json.dumps(to_json(plan, largest)))
-    assert found["memory"]["total"] == 20e9 and found["largest_batch"] == 56
+    assert out.getvalue().index("largest_batch=False") < out.getvalue().index("16 rows")
+    found = json.loads(path.read_text())
+    assert found["memory"]["total"] == 20e9 and found["largest_batch"] == 14
+    assert found["tried"][0] == {"rows": 16, "total": 300e9, "fits": False}
     assert found["kernels"] == {"all other kernels": 8, "attention, Pallas, forward": 2, "attention, cuDNN, forward": 3}
     assert found["collectives"] == {"all-reduce": {"launches": 4, "bytes": 8e9}}
-    assert to_json(plan, make_plan(1, 200))["largest_batch"] is None
+    assert to_json(make_plan(8, 200), largest=make_plan(1, 200))["largest_batch"] is None
+
+
+def test_a_search_that_is_stopped_loses_nothing(tmp_path):
+    out, path = io.StringIO(), tmp_path / "plan.json"
+
+    def search():
+        assert json.loads(path.read_text())["rows"] == 8 and "8 rows a step: fits" in out.getvalue()
+        yield make_plan(16, 30)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tell_plan(make_plan(8, 20), search(), Console(file=out, width=100), path)
+    assert "16 rows: 30.0 GB, fits" in out.getvalue()
+    found = json.loads(path.read_text())
+    assert [tried["rows"] for tried in found["tried"]] == [16] and found["largest_batch"] is None
+
+
+def test_sizes_are_in_units_that_show_them():
+    assert [size(number) for number in (0, 50_000, 99_000_000, 100_000_000, 24e9)] == (
+        ["0.0 MB", "0.1 MB", "99.0 MB", "0.1 GB", "24.0 GB"]
+    )
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_plan_says_where_no_attention_is_fused(fused):
+    plan, out = make_plan(8, 20), io.StringIO()
+    kernels = plan.program.kernels if fused else Counter({"fusion": 7})
+    program = replace(plan.program, kernels=kernels)
+    show_plan(replace(plan, program=program, attention_layers=3), Console(file=out, width=100))
+    assert ("attention: XLA's, nothing fused, 3 layers" in out.getvalue()) == (not fused)

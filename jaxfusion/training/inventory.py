@@ -1,0 +1,36 @@
+"""What a run trains, what it keeps frozen, and what its step does to save memory, in one line."""
+
+from math import prod
+
+import jax
+from flax import traverse_util
+
+from jaxfusion.config.run import TrainConfig
+from jaxfusion.models.int8 import is_int8
+from jaxfusion.models.vlm import Params
+from jaxfusion.training.progress import scaled
+from jaxfusion.training.trainable import split
+
+
+def describe_run(params: Params, settings: TrainConfig) -> str:
+    """params: all of them, as a run keeps them; shapes are enough. A kernel in 8 bits counts without its scales, whose
+    bytes count.
+
+    147,000 parameters train (float32, 588 kB), 85,798,656 are frozen (bfloat16, 172 MB); remat 'none', a step takes its
+    64 rows in 1 part
+    """
+    learned, frozen = split(params, settings.trainable)
+    parts = "1 part" if settings.accumulate == 1 else f"{settings.accumulate} parts"
+    rest = _describe(frozen, "are frozen") if frozen else "none are frozen"
+    return (
+        f"{_describe(learned, 'parameters train')}, {rest}; "
+        f"remat {settings.remat!r}, a step takes its {settings.batch_size} rows in {parts}"
+    )
+
+
+def _describe(params: Params, what: str) -> str:
+    leaves = traverse_util.flatten_dict(params).values()
+    count = sum(prod(leaf.shape) for leaf in leaves)
+    dtypes = sorted({str(leaf.values.dtype if is_int8(leaf) else leaf.dtype) for leaf in leaves})
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return f"{count:,} {what} ({' and '.join(dtypes)}, {scaled(size)}B)"
