@@ -20,6 +20,7 @@ examples:
   jaxfusion --config configs/quickstart.py
   jaxfusion --mode evaluate --workdir runs/quickstart
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
+  jaxfusion --mode generate --workdir runs/quickstart --input photos/ --output captions.jsonl
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
   jaxfusion --mode prepare --config configs/join.py --config.prepare.store=features --output prepared/join
@@ -85,11 +86,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
     parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="generate: a directory of pictures, a .jsonl, a .parquet or a .tar (WebDataset), each record of which is "
+        "answered once; the same command again goes on",
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="generate: this process's share of --input, I from 0 to N - 1, as in 0/4"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="PATH",
         help="export: a new directory, for transformers and servers to load; prepare: a directory for tokenised "
-        "records with resized pictures or the frozen tower's features; plan: a JSON file for all numbers",
+        "records with resized pictures or the frozen tower's features; plan: a JSON file for all numbers; "
+        "generate: a .jsonl file for the answers to --input",
     )
     parser.add_argument(
         "--adapters", action="store_true", help="export: the LoRA adapters alone, as PEFT's files, not merged"
@@ -152,6 +164,8 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    if args.input is not None:
+        return _generate_all(args, overrides)
     from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampling_of
@@ -180,6 +194,27 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             stop=wanted.stop,
         )
     print(postprocess(text) if config.evaluate.postprocess else text)
+
+
+def _generate_all(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.bulk.job import bulk_run
+    from jaxfusion.compilation_cache import use_compilation_cache
+
+    if args.output is None:
+        raise UserError("--output: none was given; name a .jsonl file for the answers to --input")
+    if args.image:
+        raise UserError("--image: the pictures are those of --input; leave it out")
+    config, workdir = _trained(args, overrides)
+    use_compilation_cache()
+    shard = None if args.shard is None else _shard(args.shard)
+    bulk_run(config, workdir, args.input, args.output, prompt=args.prompt, shard=shard)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard: {text} is no share; write I/N with I from 0 to N - 1, as in 0/4")
+    return int(index), int(count)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -158,6 +158,36 @@ def test_bad_images_are_named(run, fails, tmp_path):
         assert ";" in line  # the mend
 
 
+def test_a_directory_is_answered_in_bulk(run, fails, tmp_path, capsys):
+    workdir, _ = run
+    photos, output = tmp_path / "photos", tmp_path / "captions.jsonl"
+    photos.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((60, 80, 3), 40 * number, np.uint8)).save(photos / f"{number}.png")
+    (photos / "bad.png").touch()
+    bulk = ["--mode", "generate", "--workdir", str(workdir), "--input", str(photos), "--output", str(output)]
+    bulk.append("--config.generate.batch_size=2")
+    assert main(bulk) == 0
+    content = output.read_text()
+    rows = {row["id"]: row for row in map(json.loads, content.splitlines())}
+    assert sorted(rows) == ["0.png", "1.png", "2.png", "bad.png"]
+    assert [name for name in rows if "error" in rows[name]] == ["bad.png"]
+    capsys.readouterr()
+    assert main(["--mode", "generate", "--workdir", str(workdir), "--image", str(photos / "2.png")]) == 0
+    assert capsys.readouterr().out == rows["2.png"]["answer"] + "\n"
+    assert main(bulk) == 0
+    assert "has 4 of 4 records already" in " ".join(capsys.readouterr().out.split())
+    line = fails(*bulk, "--config.generate.temperature=0.5")
+    assert "was begun with config.generate.temperature = 0.0, and here it is 0.5; name another file" in line
+    assert "was begun with --prompt = '', and here it is 'why?'" in fails(*bulk, "--prompt", "why?")
+    assert "was begun by 1 processes, and here they are 2" in fails(*bulk, "--shard", "1/2")
+    assert output.read_text() == content
+    assert "--shard: 2/2 is no share" in fails(*bulk, "--shard", "2/2")
+    assert "config.generate.num_beams: 2 is not for --input" in fails(*bulk, "--config.generate.num_beams=2")
+    assert "--output: none was given" in fails(*bulk[:-3])
+    assert "--image: the pictures are those of --input" in fails(*bulk, "--image", photos / "0.png")
+
+
 def test_a_prompt_longer_than_the_context_is_refused(run, fails):
     workdir, _ = run
     line = fails("--mode", "generate", "--workdir", workdir, "--prompt", "many words " * 50)

@@ -29,6 +29,8 @@ LEAST = {
     "generate.max_new_tokens": 1,
     "generate.seed": 0,
     "generate.num_beams": 1,
+    "generate.batch_size": 1,
+    "generate.num_positions": 1,
 }
 
 

@@ -104,6 +104,8 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()  # texts before the first of which an answer ends
     num_beams: int = 1  # more: beam search, which draws nothing
     length_penalty: float = 1.0  # a beam's log-probability is divided by its length to this power
+    batch_size: int = 32  # answers that grow at once, in bulk (--input)
+    num_positions: int = 2048  # of prompt and answer together, in bulk; a prompt that needs more is refused
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def user_messages(model: Model, prompts: Sequence[str], images: Sequence[Any] | 
         raise UserError(f"images: {len(images)} entries for {len(prompts)} prompts; give one (or None) for each prompt")
     given = [None] * len(prompts) if images is None else images
     return [
-        Message("user", (*(Image(image) for image in _read(model, entry)), prompt))
+        Message("user", (*(Image(image) for image in read_images(model, entry)), prompt))
         for prompt, entry in zip(prompts, given, strict=True)
     ]
 
@@ -94,10 +94,8 @@ def answer_messages(
     put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
     """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
-    check_tokenizer(model)
+    segments = [prompt_segment(model, messages) for messages in conversations]
     layout, tokenizer = Layout.of(model.config), model.tokenizer
-    segments = [tokenise_prompt(messages, tokenizer, layout) for messages in conversations]
-    check_vocabulary(model, segments)
     longest = max(len(segment.tokens) for segment in segments)
     context = model.config.text_embedding.max_positions
     if longest + max_new_tokens > context:
@@ -116,13 +114,25 @@ def answer_messages(
     return [until_stop(tokenizer.decode(row), stop) for row in tokens]
 
 
+def prompt_segment(model: Model, messages: tuple[Message, ...]) -> Segment:
+    """A conversation whose last message is the user's, up to where the model is to answer.
+
+    Raises UserError for a model without a tokenizer, or a token that its table lacks.
+    """
+    check_tokenizer(model)
+    segment = tokenise_prompt(messages, model.tokenizer, Layout.of(model.config))
+    check_vocabulary(model, [segment])
+    return segment
+
+
 def until_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop strings that it holds."""
     places = [text.find(string) for string in stop if string and string in text]
     return text[: min(places, default=len(text))]
 
 
-def _read(model: Model, entry: Any) -> list[np.ndarray]:
+def read_images(model: Model, entry: Any) -> list[np.ndarray]:
+    """What the model's vision takes of a path, encoded bytes, an array, None, or a list of these."""
     from jaxfusion.data.images import read_image, resize_image
 
     entries = entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]
