@@ -3,6 +3,7 @@
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import openai
@@ -227,3 +228,17 @@ def test_a_failing_engine_fails_its_answers_and_another_takes_its_place(tiny, mo
             except openai.InternalServerError as error:  # it is not there yet
                 assert error.status_code == 503
         assert answered and urllib.request.urlopen(f"{running.url}/health").status == 200
+
+
+def test_an_answer_that_takes_too_long_is_broken_off(tiny):
+    """By a clock that has run out before it began; whole, and as a stream."""
+    with serving(*tiny) as running, make_client(running) as client:
+        reader = running.server.reader
+        running.server.reader = replace(reader, settings=replace(reader.settings, timeout=0.0))
+        with pytest.raises(openai.InternalServerError, match="took too long") as error:
+            chat(client, user("x"), max_tokens=100)
+        assert (error.value.status_code, error.value.code) == (504, "timeout")
+        with pytest.raises(openai.APIError, match="took too long"):
+            list(chat(client, user("x"), max_tokens=100, stream=True))
+        running.server.reader = reader
+        assert chat(client, user("x"), max_tokens=1).choices
