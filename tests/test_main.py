@@ -230,7 +230,7 @@ def test_the_trained_model_is_served_and_finishes_what_is_in_flight_when_told_to
         assert process.wait(60) == 0
 
 
-def test_what_cannot_be_served_is_told_in_a_line(run, fails):
+def test_what_cannot_be_served_is_told_in_a_line(run, fails, monkeypatch):
     workdir, _ = run
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -240,3 +240,6 @@ def test_what_cannot_be_served_is_told_in_a_line(run, fails):
     assert "config.generate.num_beams" in fails(
         "--mode", "serve", "--workdir", workdir, "--config.serve.port=0", "--config.generate.num_beams=2"
     )
+    monkeypatch.setattr("jaxfusion.serving.NEEDED", ("fastapi", "not_installed"))
+    line = fails("--mode", "serve", "--workdir", workdir)
+    assert line == 'jaxfusion: --mode serve: not_installed cannot be imported; pip install -e ".[serve]"'

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from jaxfusion.config.model import AddFusionConfig
 from jaxfusion.config.run import GenerateConfig, ServeConfig
 from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.engine import Engine
@@ -51,9 +52,9 @@ def make_app(
     Raises UserError for a model that does not generate, or that has no tokenizer.
     """
     check_prompts(model, [])
-    engine_settings = {
-        name: getattr(settings, name) for name in ("num_rows", "num_positions", "max_images", "max_waiting")
-    }
+    engine_settings = {name: getattr(settings, name) for name in ("num_rows", "num_positions", "max_waiting")}
+    # Of a fusion that looks back at pictures every prompt has room for all; "add" takes one at most.
+    engine_settings["max_images"] = 1 if model.config.fusion.kind == AddFusionConfig.kind else settings.max_images
     make_engine = partial(Engine, model, decoding_params(params), **engine_settings)
     num_positions = min(settings.num_positions, model.config.text_embedding.max_positions)
     reader = Reader(model=model, settings=settings, defaults=defaults, num_positions=num_positions, prepare=prepare)
