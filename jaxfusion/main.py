@@ -25,6 +25,7 @@ examples:
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
   jaxfusion --mode prepare --config configs/join.py --config.prepare.store=features --output prepared/join
   jaxfusion --config configs/join.py --config.data.prepared=prepared/join
+  jaxfusion --mode serve --workdir runs/quickstart --config.serve.port=8000
   jaxfusion --mode plan --config configs/join.py --config.plan.hardware=h200 --config.plan.topology=1x1x8
 """
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _export(args)
         elif args.mode == "prepare":
             _prepare(args, overrides)
+        elif args.mode == "serve":
+            _serve(args, overrides)
         elif args.mode == "plan":
             _plan(args, overrides)
         else:
@@ -79,8 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
     )
-    modes = ("train", "evaluate", "generate", "export", "prepare", "plan")
+    modes = ("train", "evaluate", "generate", "export", "prepare", "plan", "serve")
     parser.add_argument("--mode", choices=modes, default="train", help="default: train")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="serve: a checkpoint, as jaxfusion.load takes it (a hub id or a directory), in place of a run",
+    )
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
     )
@@ -284,6 +292,37 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     show_plan(plans[0], largest, Console())
     if args.output is not None:
         args.output.write_text(json.dumps(to_json(plans[0], largest), indent=2) + "\n")
+
+
+def _serve(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.serving import check_extra
+
+    check_extra()
+    import jax
+
+    import jaxfusion
+    from jaxfusion.compilation_cache import use_compilation_cache
+    from jaxfusion.config import Config, override
+    from jaxfusion.data.tasks import prepare_text
+    from jaxfusion.serving.run import bind, serve
+    from jaxfusion.workdir import load_run
+
+    if args.checkpoint is None:
+        config, workdir = _trained(args, overrides)
+    elif args.config is None and args.workdir is None:
+        config = override(Config(), overrides)
+    else:
+        raise UserError("--checkpoint: it stands in place of --config and --workdir; give one or the other")
+    with bind(config.serve.host, config.serve.port) as bound:
+        use_compilation_cache()
+        if args.checkpoint is None:
+            model, params = load_run(workdir)
+            data, language = config.data, config.data.languages[0]
+            serve(bound, model, params, config, workdir.name, lambda text: prepare_text(text, language, data))
+        else:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            model, params = jaxfusion.load(args.checkpoint, dtype=dtype)
+            serve(bound, model, params, config, Path(args.checkpoint).name)
 
 
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):

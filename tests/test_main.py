@@ -1,7 +1,10 @@
 """The command line as people use it: every bad input is one line that names the thing and the mend, exit code 2."""
 
+import base64
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
@@ -230,3 +234,42 @@ def test_a_killed_run_continues_to_exactly_the_same_parameters(run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert rows == sorted(set(rows)), "a step was logged twice"
+
+
+def test_the_trained_model_is_served_and_finishes_what_is_in_flight_when_told_to_end(run):
+    """SIGTERM while the real command streams an answer: it goes on to its end, and the exit is clean."""
+    workdir, _ = run
+    command = [sys.executable, "-m", "jaxfusion.main", "--mode", "serve", "--workdir", str(workdir)]
+    command += ["--config.serve.port=0", "--config.serve.model_name=captions", "--config.serve.num_rows=2"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        url = re.match(r"jaxfusion: captions is served at (http://127\.0\.0\.1:\d+/v1)\n", line)
+        assert url, line + process.stderr.read()
+        with openai.OpenAI(base_url=url[1], api_key="none", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["captions"]
+            picture = base64.b64encode((workdir / "example.png").read_bytes()).decode()
+            content = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}]
+            settings = {"model": "captions", "messages": [{"role": "user", "content": content}], "max_tokens": 80}
+            expected = client.chat.completions.create(**settings).choices[0]
+            stream = client.chat.completions.create(**settings, stream=True)
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            choices = [chunk.choices[0] for chunk in stream]
+        assert "".join(choice.delta.content or "" for choice in choices) == expected.message.content
+        assert choices[-1].finish_reason == expected.finish_reason
+        assert process.wait(60) == 0
+
+
+def test_what_cannot_be_served_is_told_in_a_line(run, fails, monkeypatch):
+    workdir, _ = run
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = fails("--mode", "serve", "--workdir", workdir, f"--config.serve.port={port}")
+    assert line.startswith(f"jaxfusion: config.serve.port: 127.0.0.1:{port} is not to be had")
+    assert "--checkpoint: it stands in place of" in fails("--mode", "serve", "--workdir", workdir, "--checkpoint", "x")
+    assert "config.generate.num_beams" in fails(
+        "--mode", "serve", "--workdir", workdir, "--config.serve.port=0", "--config.generate.num_beams=2"
+    )
+    monkeypatch.setattr("jaxfusion.serving.NEEDED", ("fastapi", "not_installed"))
+    line = fails("--mode", "serve", "--workdir", workdir)
+    assert line == 'jaxfusion: --mode serve: not_installed cannot be imported; pip install -e ".[serve]"'

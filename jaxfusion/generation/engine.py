@@ -9,7 +9,7 @@ while engine.turn():          # or engine.run() in a thread of its own, until en
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -44,6 +44,10 @@ class BusyError(UserError):
     """So many requests are waiting that another one is not taken."""
 
 
+class ClosedError(UserError):
+    """The engine takes no more requests."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """segment: the prompt, see `tokenise_prompt`. limit: the most tokens of the answer."""
@@ -59,12 +63,14 @@ class Answer:
     """What a request has got so far; any thread may read it.
 
     tokens, logprobs: of the answer, with the token that ended it. end: why there are no more; None while it grows.
+    notify:           called whenever that changes, by the thread that changes it; it must not wait for anything.
     """
 
     request: Request
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     end: End | None = None
+    notify: Callable[[], None] | None = field(default=None, repr=False)
     _news: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -79,6 +85,11 @@ class Answer:
             given += len(new)
             if ended:
                 return
+
+    def since(self, given: int) -> tuple[list[int], list[float], End | None]:
+        """Tokens and log-probabilities after the first `given`, and the end, all of one moment."""
+        with self._news:
+            return self.tokens[given:], self.logprobs[given:], self.end
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it has ended; False where that takes longer than `timeout` seconds."""
@@ -96,6 +107,8 @@ class Answer:
                 self.logprobs += logprobs
                 self.end = end
                 self._news.notify_all()
+                if self.notify is not None:
+                    self.notify()
 
 
 class Engine:
@@ -139,8 +152,31 @@ class Engine:
         self._waiting: deque[tuple[Answer, Batch, Wanted]] = deque()
         self._work, self._closed = threading.Condition(), False
 
-    def submit(self, request: Request) -> Answer:
-        """Raises UserError where prompt and answer exceed a row, and `BusyError` where too many are waiting."""
+    @property
+    def num_positions(self) -> int:
+        """Of prompt and answer together: no more than the model's context."""
+        return self._num_positions
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_busy(self) -> int:
+        """Rows in which an answer grows."""
+        return len(self._rows) - self._rows.count(None)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no row yet."""
+        with self._work:
+            return sum(answer.end is None for answer, _, _ in self._waiting)
+
+    def submit(self, request: Request, notify: Callable[[], None] | None = None) -> Answer:
+        """Raises UserError where prompt and answer exceed a row, and `BusyError` where too many are waiting.
+
+        notify: of the answer, see there.
+        """
         length, images = request.segment.size
         if request.limit < 1:
             raise UserError(f"limit: {request.limit} was given; an answer has 1 token at least")
@@ -151,11 +187,11 @@ class Engine:
             )
         if looks_back(self._model) and images > self._max_images:
             raise UserError(f"the prompt has {images} images and may have {self._max_images}; leave some out")
-        answer, batch = Answer(request), self._batch(request.segment)
+        answer, batch = Answer(request, notify=notify), self._batch(request.segment)
         wanted = Wanted.of([request.sampling], [request.seed], [request.limit])
         with self._work:
             if self._closed:
-                raise UserError("the engine is closed and takes no more requests")
+                raise ClosedError("the engine is closed and takes no more requests")
             self._waiting = deque(entry for entry in self._waiting if entry[0].end is None)
             if len(self._waiting) >= self._max_waiting + self._rows.count(None):
                 raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
@@ -236,6 +272,7 @@ class Engine:
             self._closed = True
             answers = [*self._rows, *(answer for answer, _, _ in self._waiting)]
             self._waiting.clear()
+        self._state = None  # another engine may want the memory
         for answer in answers:
             if answer is not None:
                 answer._add([], [], "failed")

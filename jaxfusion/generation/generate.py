@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from jaxfusion.batch import Batch
 from jaxfusion.data.messages import Image, Message
@@ -133,7 +134,7 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
 
 def read_images(model: Model, entry: Any) -> list[np.ndarray]:
     """What the model's vision takes of a path, encoded bytes, an array, None, or a list of these."""
-    from jaxfusion.data.images import read_image, resize_image
+    from jaxfusion.data.images import read_image
 
     entries = entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]
     if entries and model.config.vision is None:
@@ -143,6 +144,11 @@ def read_images(model: Model, entry: Any) -> list[np.ndarray]:
             raise UserError(f"the model's vision is a {model.config.vision.kind} and reads no files; give it arrays")
         return [np.asarray(value) for value in entries]
     pictures = [read_image(value) if isinstance(value, str | Path | bytes) else np.asarray(value) for value in entries]
-    if model.pixels:
-        return [model.pixels(picture) for picture in pictures]
-    return [resize_image(picture, model.config.vision.image_size) for picture in pictures]
+    return [as_seen(model, picture) for picture in pictures]
+
+
+def as_seen(model: Model, picture: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture of any size as the model's vision takes it."""
+    from jaxfusion.data.images import resize_image
+
+    return model.pixels(picture) if model.pixels else resize_image(picture, model.config.vision.image_size)
