@@ -193,7 +193,15 @@ def _engine(job: Job, rows: int) -> Engine:
             "positions; lower it, or raise config.generate.num_positions as far as the model's context goes"
         )
     images = max(1, job.config.data.images_per_row)
-    return Engine(job.model, job.params, num_rows=rows, num_positions=positions, max_images=images, max_waiting=rows)
+    return Engine(
+        job.model,
+        job.params,
+        num_rows=rows,
+        num_positions=positions,
+        max_images=images,
+        max_waiting=rows,
+        prefix_bytes=wanted.prefix_bytes,
+    )
 
 
 def _sampling(config: Config) -> Sampling:

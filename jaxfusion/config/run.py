@@ -106,6 +106,7 @@ class GenerateConfig:
     length_penalty: float = 1.0  # a beam's log-probability is divided by its length to this power
     batch_size: int = 32  # answers that grow at once, in bulk (--input)
     num_positions: int = 2048  # of prompt and answer together, in bulk; a prompt that needs more is refused
+    prefix_bytes: int = 0  # of keys and values of prompts' beginnings, in bulk, for records that share pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,7 @@ class ServeConfig:
     api_keys: tuple[str, ...] = ()  # any of which requests bring; more in the environment, as JAXFUSION_API_KEYS
     num_rows: int = 8  # answers that grow at once
     num_positions: int = 2048  # of prompt and answer together, images included; at most the model's context
+    prefix_bytes: int = 2**30  # of keys and values of prompts' beginnings, for prompts that begin the same; 0: none
     max_waiting: int = 256  # requests beyond those that have a row; more are told to try again later
     max_images: int = 16  # a request; frames of a video are as many images
     max_image_bytes: int = 10 * 2**20  # of a file

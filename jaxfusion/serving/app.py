@@ -52,7 +52,8 @@ def make_app(
     Raises UserError for a model that does not generate, or that has no tokenizer.
     """
     check_prompts(model, [])
-    engine_settings = {name: getattr(settings, name) for name in ("num_rows", "num_positions", "max_waiting")}
+    same = ("num_rows", "num_positions", "max_waiting", "prefix_bytes")
+    engine_settings = {name: getattr(settings, name) for name in same}
     # Of a fusion that looks back at pictures every prompt has room for all; "add" takes one at most.
     engine_settings["max_images"] = 1 if model.config.fusion.kind == AddFusionConfig.kind else settings.max_images
     make_engine = partial(Engine, model, decoding_params(params), **engine_settings)

@@ -1,9 +1,11 @@
 """What Prometheus is told."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxfusion.generation.engine import Engine
@@ -25,6 +27,8 @@ class Metrics:
         gauge("rows", "Answers that can grow at once", lambda: engine().num_rows)
         gauge("rows_busy", "Answers that grow", lambda: engine().num_busy)
         gauge("requests_waiting", "Requests without a row", lambda: engine().num_waiting)
+        gauge("prefix_bytes", "Keys and values of prompts' beginnings", lambda: engine().prefixes.num_bytes)
+        registry.register(_PrefixCounts(engine))
         self.requests = Counter("jaxfusion_requests", "Answered", ["path", "status"], registry=registry)
         self.prompt_tokens = Counter("jaxfusion_prompt_tokens", "Positions of prompts", registry=registry)
         self.answer_tokens = Counter("jaxfusion_answer_tokens", "Tokens of answers", registry=registry)
@@ -37,6 +41,22 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+class _PrefixCounts(Collector):
+    """What the engine has counted; an engine that takes the place of another counts from 0, as Prometheus expects."""
+
+    def __init__(self, engine: Callable[[], Engine]) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        kept = self._engine().prefixes
+        for name, what, value in (
+            ("hits", "Parts of prompts whose keys and values were there", kept.hits),
+            ("misses", "Parts of prompts that were computed, to be kept", kept.misses),
+            ("positions", "Positions of prompts that were there", kept.positions),
+        ):
+            yield CounterMetricFamily(f"jaxfusion_prefix_{name}", what, value=value)
 
 
 class Measured:

@@ -208,6 +208,23 @@ def test_health_models_and_metrics(client, served):
     assert float(values["jaxfusion_first_token_seconds_count"]) > 0
 
 
+def test_a_second_question_about_a_picture_finds_its_keys_and_values(client, served):
+    def numbers() -> dict[str, float]:
+        lines = urllib.request.urlopen(f"{served.url}/metrics").read().decode().splitlines()
+        values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("jaxfusion_prefix"))
+        return {name: float(value) for name, value in values.items()}
+
+    picture, before = data_url(png(np.full((8, 8, 3), 201, np.uint8))), numbers()
+    first, _, again = (
+        chat(client, user(picture, text), max_tokens=4).choices[0].message.content for text in ("who?", "why?", "who?")
+    )
+    grown = {name: value - before[name] for name, value in numbers().items()}
+    assert first == again
+    assert (grown["jaxfusion_prefix_hits_total"], grown["jaxfusion_prefix_misses_total"]) == (2, 1)
+    positions = 1 + served.model.config.tokens_per_image  # <bos> and the picture
+    assert grown["jaxfusion_prefix_positions_total"] == 2 * positions and grown["jaxfusion_prefix_bytes"] > 0
+
+
 def test_a_failing_engine_fails_its_answers_and_another_takes_its_place(tiny, monkeypatch):
     def fails(*_):
         raise MemoryError
