@@ -26,6 +26,7 @@ examples:
   jaxfusion --mode prepare --config configs/join.py --config.prepare.store=features --output prepared/join
   jaxfusion --config configs/join.py --config.data.prepared=prepared/join
   jaxfusion --mode serve --workdir runs/quickstart --config.serve.port=8000
+  jaxfusion --mode chat --workdir runs/quickstart
   jaxfusion --mode plan --config configs/join.py --config.plan.hardware=h200 --config.plan.topology=1x1x8
 """
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _prepare(args, overrides)
         elif args.mode == "serve":
             _serve(args, overrides)
+        elif args.mode == "chat":
+            _chat(args, overrides)
         elif args.mode == "plan":
             _plan(args, overrides)
         else:
@@ -82,12 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run lives (default: runs/ and the config's name); the same command again continues the run",
     )
-    modes = ("train", "evaluate", "generate", "export", "prepare", "plan", "serve")
+    modes = ("train", "evaluate", "generate", "export", "prepare", "plan", "serve", "chat")
     parser.add_argument("--mode", choices=modes, default="train", help="default: train")
     parser.add_argument(
         "--checkpoint",
         metavar="NAME",
-        help="serve: a checkpoint, as jaxfusion.load takes it (a hub id or a directory), in place of a run",
+        help="serve, chat: a checkpoint, as jaxfusion.load takes it (a hub id or a directory), in place of a run",
     )
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
@@ -298,31 +301,50 @@ def _serve(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.serving import check_extra
 
     check_extra()
+    from jaxfusion.serving.run import bind, serve
+
+    config, name, load = _asked(args, overrides)
+    with bind(config.serve.host, config.serve.port) as bound:
+        model, params, prepare = load()
+        serve(bound, model, params, config, name, prepare)
+
+
+def _chat(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.chat import chat
+
+    config, _, load = _asked(args, overrides)
+    model, params, prepare = load()
+    chat(model, params, config, prepare=prepare)
+
+
+def _asked(args: argparse.Namespace, overrides: dict[str, str]):
+    """The settings of a run or a checkpoint that people ask, its name, and what loads it: the model, its parameters and
+    what is to be done with what people write."""
     import jax
 
     import jaxfusion
     from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.config import Config, override
     from jaxfusion.data.tasks import prepare_text
-    from jaxfusion.serving.run import bind, serve
     from jaxfusion.workdir import load_run
+
+    def load_trained():
+        use_compilation_cache()
+        data, language = config.data, config.data.languages[0]
+        return *load_run(workdir), lambda text: prepare_text(text, language, data)
+
+    def load_checkpoint():
+        use_compilation_cache()
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return *jaxfusion.load(args.checkpoint, dtype=dtype), lambda text: text
 
     if args.checkpoint is None:
         config, workdir = _trained(args, overrides)
-    elif args.config is None and args.workdir is None:
+        return config, workdir.name, load_trained
+    if args.config is None and args.workdir is None:
         config = override(Config(), overrides)
-    else:
-        raise UserError("--checkpoint: it stands in place of --config and --workdir; give one or the other")
-    with bind(config.serve.host, config.serve.port) as bound:
-        use_compilation_cache()
-        if args.checkpoint is None:
-            model, params = load_run(workdir)
-            data, language = config.data, config.data.languages[0]
-            serve(bound, model, params, config, workdir.name, lambda text: prepare_text(text, language, data))
-        else:
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-            model, params = jaxfusion.load(args.checkpoint, dtype=dtype)
-            serve(bound, model, params, config, Path(args.checkpoint).name)
+        return config, Path(args.checkpoint).name, load_checkpoint
+    raise UserError("--checkpoint: it stands in place of --config and --workdir; give one or the other")
 
 
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):

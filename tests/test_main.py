@@ -1,6 +1,7 @@
 """The command line as people use it: every bad input is one line that names the thing and the mend, exit code 2."""
 
 import base64
+import io
 import json
 import re
 import signal
@@ -258,6 +259,27 @@ def test_the_trained_model_is_served_and_finishes_what_is_in_flight_when_told_to
         assert "".join(choice.delta.content or "" for choice in choices) == expected.message.content
         assert choices[-1].finish_reason == expected.finish_reason
         assert process.wait(60) == 0
+
+
+def test_the_trained_model_chats_about_a_picture_as_generate_tells_of_it(run, fails, monkeypatch, capsys):
+    workdir, _ = run
+    picture = str(workdir / "example.png")
+    assert main(["--mode", "generate", "--workdir", str(workdir), "--image", picture]) == 0
+    letters = capsys.readouterr().out.strip()
+    expected = "".join(
+        letter for letter in letters if letter.isprintable() or letter in "\n\t"
+    )  # for a terminal's sake
+    lines = ["/image no.png", f"/image '{picture}'", "", "/reset", f"/image {picture}", "", "/clear", "/quit", "unread"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["--mode", "chat", "--workdir", str(workdir)]) == 0
+    out = capsys.readouterr().out
+    assert out.count(expected) == 2 and "no.png does not exist; check the path" in out
+    found = re.findall(r"\d+ tokens in .* tokens/s\), .*; (\d+) of the prompt's (\d+) positions were kept", out)
+    assert len(found) == 2 and found[0][0] == "0" and 0 < int(found[1][0]) < int(found[1][1])
+    assert "/clear is no command; /image PATH shows a picture" in out
+    assert "config.generate.num_beams: 2 is not for --mode chat" in fails(
+        "--mode", "chat", "--workdir", workdir, "--config.generate.num_beams=2"
+    )
 
 
 def test_what_cannot_be_served_is_told_in_a_line(run, fails, monkeypatch):

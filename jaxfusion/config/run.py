@@ -126,7 +126,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Of --mode serve; see docs/serving.md."""
+    """Of --mode serve, and what concerns the engine of --mode chat; see docs/serving.md."""
 
     host: str = "127.0.0.1"  # this machine alone; "0.0.0.0": whoever reaches it, who should then need a key
     port: int = 8000  # 0: any that is free
