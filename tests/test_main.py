@@ -266,9 +266,7 @@ def test_the_trained_model_chats_about_a_picture_as_generate_tells_of_it(run, fa
     picture = str(workdir / "example.png")
     assert main(["--mode", "generate", "--workdir", str(workdir), "--image", picture]) == 0
     letters = capsys.readouterr().out.strip()
-    expected = "".join(
-        letter for letter in letters if letter.isprintable() or letter in "\n\t"
-    )  # for a terminal's sake
+    expected = "".join(letter for letter in letters if letter.isprintable() or letter in "\n\t")
     lines = ["/image no.png", f"/image '{picture}'", "", "/reset", f"/image {picture}", "", "/clear", "/quit", "unread"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["--mode", "chat", "--workdir", str(workdir)]) == 0
