@@ -22,10 +22,13 @@ examples:
   jaxfusion --config configs/quickstart.py
   jaxfusion --mode evaluate --workdir runs/quickstart
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
+  jaxfusion --mode generate --workdir runs/quickstart --input photos/ --output captions.jsonl
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
   jaxfusion --mode prepare --config configs/join.py --config.prepare.store=features --output prepared/join
   jaxfusion --config configs/join.py --config.data.prepared=prepared/join
+  jaxfusion --mode serve --workdir runs/quickstart --config.serve.port=8000
+  jaxfusion --mode chat --workdir runs/quickstart
   jaxfusion --mode plan --config configs/join.py --config.plan.hardware=h200 --config.plan.topology=1x1x8
 """
 
@@ -46,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _export(args)
         elif mode == "prepare":
             _prepare(args, overrides)
+        elif mode == "serve":
+            _serve(args, overrides)
+        elif mode == "chat":
+            _chat(args, overrides)
         elif mode == "plan":
             _plan(args, overrides)
         else:
@@ -62,15 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-MODES = ("train", "evaluate", "generate", "export", "prepare", "plan")
+MODES = ("train", "evaluate", "generate", "export", "prepare", "plan", "serve", "chat")
 
 # What uses an option that is not of all modes; --config stands for its values, --config.NAME, too.
 USED_BY = {
-    "config": ("train", "evaluate", "generate", "prepare", "plan"),
-    "workdir": ("train", "evaluate", "generate", "export"),
+    "config": ("train", "evaluate", "generate", "prepare", "plan", "serve", "chat"),
+    "workdir": ("train", "evaluate", "generate", "export", "serve", "chat"),
+    "checkpoint": ("serve", "chat"),
     "image": ("generate",),
     "prompt": ("generate",),
-    "output": ("export", "prepare", "plan"),
+    "input": ("generate",),
+    "shard": ("generate",),
+    "output": ("generate", "export", "prepare", "plan"),
     "adapters": ("export",),
     "profile": ("train",),
 }
@@ -98,15 +108,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mode", choices=MODES, default="train", help="default: train")
     parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="serve, chat: a checkpoint, as jaxfusion.load takes it (a hub id or a directory), in place of a run",
+    )
+    parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
     )
     parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="generate: a directory of pictures, a .jsonl, a .parquet or a .tar (WebDataset), each record of which is "
+        "answered once; the same command again goes on",
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="generate: this process's share of --input, I from 0 to N - 1, as in 0/4"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="PATH",
         help="export: a new directory, for transformers and servers to load; prepare: a directory for tokenised "
-        "records with resized pictures or the frozen tower's features; plan: a JSON file for all numbers",
+        "records with resized pictures or the frozen tower's features; plan: a JSON file for all numbers; "
+        "generate: a .jsonl file for the answers to --input",
     )
     parser.add_argument(
         "--adapters", action="store_true", help="export: the LoRA adapters alone, as PEFT's files, not merged"
@@ -184,6 +210,8 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    if args.input is not None:
+        return _generate_all(args, overrides)
     from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampling_of
@@ -212,6 +240,27 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             stop=wanted.stop,
         )
     print(postprocess(text) if config.evaluate.postprocess else text)
+
+
+def _generate_all(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.bulk.job import bulk_run
+    from jaxfusion.compilation_cache import use_compilation_cache
+
+    if args.output is None:
+        raise UserError("--output: none was given; name a .jsonl file for the answers to --input")
+    if args.image:
+        raise UserError("--image: the pictures are those of --input; leave it out")
+    config, workdir = _trained(args, overrides)
+    use_compilation_cache()
+    shard = None if args.shard is None else _shard(args.shard)
+    bulk_run(config, workdir, args.input, args.output, prompt=args.prompt, shard=shard)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard: {text} is no share; write I/N with I from 0 to N - 1, as in 0/4")
+    return int(index), int(count)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -276,6 +325,56 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     first = plan_run(config)
     search = largest_batch(first, first.devices * unit, partial(plan_run, config)) if wanted.largest_batch else None
     tell_plan(first, search, console, args.output)
+
+
+def _serve(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.serving import check_extra
+
+    check_extra()
+    from jaxfusion.serving.run import bind, serve
+
+    config, name, load = _asked(args, overrides)
+    with bind(config.serve.host, config.serve.port) as bound:
+        model, params, prepare = load()
+        serve(bound, model, params, config, name, prepare)
+
+
+def _chat(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from jaxfusion.chat import chat
+
+    config, _, load = _asked(args, overrides)
+    model, params, prepare = load()
+    chat(model, params, config, prepare=prepare)
+
+
+def _asked(args: argparse.Namespace, overrides: dict[str, str]):
+    """The settings of a run or a checkpoint that people ask, its name, and what loads it: the model, its parameters and
+    what is to be done with what people write."""
+    import jax
+
+    import jaxfusion
+    from jaxfusion.compilation_cache import use_compilation_cache
+    from jaxfusion.config import Config, override
+    from jaxfusion.data.tasks import prepare_text
+    from jaxfusion.workdir import load_run
+
+    def load_trained():
+        use_compilation_cache()
+        data, language = config.data, config.data.languages[0]
+        return *load_run(workdir), lambda text: prepare_text(text, language, data)
+
+    def load_checkpoint():
+        use_compilation_cache()
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return *jaxfusion.load(args.checkpoint, dtype=dtype), lambda text: text
+
+    if args.checkpoint is None:
+        config, workdir = _trained(args, overrides)
+        return config, workdir.name, load_trained
+    if args.config is None and args.workdir is None:
+        config = override(Config(), overrides)
+        return config, Path(args.checkpoint).name, load_checkpoint
+    raise UserError("--checkpoint: it stands in place of --config and --workdir; give one or the other")
 
 
 def _trained(args: argparse.Namespace, overrides: dict[str, str]):

@@ -30,7 +30,7 @@ from jaxfusion.experiment import Experiment, named_checkpoints, open_experiment,
 from jaxfusion.models.vlm import Model, Params, apply, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import read_tower
-from jaxfusion.provenance import check_frozen_tower, settings_of, tower_fingerprint
+from jaxfusion.provenance import check_frozen_tower, settings_of, weights_fingerprint
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import freeze
 from jaxfusion.training.progress import Progress, to_go
@@ -181,7 +181,7 @@ class FrozenTower:
         return cls(
             -(-batch_size // parallel.num_devices) * parallel.num_devices,
             lambda images: look(state, parallel.put_batch(images)),
-            tower_fingerprint(params["vision"]),
+            weights_fingerprint(params["vision"]),
         )
 
     def replace_pictures(self, columns: Iterator[Columns]) -> Iterator[Columns]:

@@ -122,16 +122,16 @@ def check_frozen_tower(config: Config, model: Model) -> None:
 
 def check_tower(prepared: Prepared, tower: Params) -> None:
     """Raises UserError where the run's tower has other weights than the one that made the features."""
-    if tower_fingerprint(tower) != prepared.about.tower:
+    if weights_fingerprint(tower) != prepared.about.tower:
         raise UserError(
             f"config.data.prepared: the features in {prepared.directory} are of a tower with other weights than the "
             "run's checkpoint has; name the checkpoint that made them, or prepare the data again in another --output"
         )
 
 
-def tower_fingerprint(tower: Params) -> str:
+def weights_fingerprint(params: Params) -> str:
     """Of all weights, as they are computed with."""
-    leaves = sorted(jax.tree_util.tree_leaves_with_path(tower), key=lambda pair: jax.tree_util.keystr(pair[0]))
+    leaves = sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda pair: jax.tree_util.keystr(pair[0]))
     return _fingerprint(
         part
         for path, leaf in leaves

@@ -84,6 +84,7 @@ def test_importing_the_package_and_its_models_loads_nothing_heavy():
     assert "jaxfusion" in loaded
     heavy = {"tensorflow", "torch", "transformers", "tensorflow_datasets", "grain", "array_record", "tensorboardX"}
     heavy |= {"matplotlib", "jinja2", "tokenizers", "PIL", "sklearn", "orbax", "ml_collections"}
+    heavy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
     assert heavy.isdisjoint(loaded), heavy & set(loaded)
 
 

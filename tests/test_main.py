@@ -1,7 +1,11 @@
 """The command line as people use it: every bad input is one line that names the thing and the mend, exit code 2."""
 
+import base64
+import io
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
@@ -173,6 +178,36 @@ def test_bad_images_are_named(run, fails, tmp_path):
         assert ";" in line  # the mend
 
 
+def test_a_directory_is_answered_in_bulk(run, fails, tmp_path, capsys):
+    workdir, _ = run
+    photos, output = tmp_path / "photos", tmp_path / "captions.jsonl"
+    photos.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((60, 80, 3), 40 * number, np.uint8)).save(photos / f"{number}.png")
+    (photos / "bad.png").touch()
+    bulk = ["--mode", "generate", "--workdir", str(workdir), "--input", str(photos), "--output", str(output)]
+    bulk.append("--config.generate.batch_size=2")
+    assert main(bulk) == 0
+    content = output.read_text()
+    rows = {row["id"]: row for row in map(json.loads, content.splitlines())}
+    assert sorted(rows) == ["0.png", "1.png", "2.png", "bad.png"]
+    assert [name for name in rows if "error" in rows[name]] == ["bad.png"]
+    capsys.readouterr()
+    assert main(["--mode", "generate", "--workdir", str(workdir), "--image", str(photos / "2.png")]) == 0
+    assert capsys.readouterr().out == rows["2.png"]["answer"] + "\n"
+    assert main(bulk) == 0
+    assert "has 4 of 4 records already" in " ".join(capsys.readouterr().out.split())
+    line = fails(*bulk, "--config.generate.temperature=0.5")
+    assert "was begun with config.generate.temperature = 0.0, and here it is 0.5; name another file" in line
+    assert "was begun with --prompt = '', and here it is 'why?'" in fails(*bulk, "--prompt", "why?")
+    assert "was begun by 1 processes, and here they are 2" in fails(*bulk, "--shard", "1/2")
+    assert output.read_text() == content
+    assert "--shard: 2/2 is no share" in fails(*bulk, "--shard", "2/2")
+    assert "config.generate.num_beams: 2 is not for --input" in fails(*bulk, "--config.generate.num_beams=2")
+    assert "--output: none was given" in fails(*bulk[:-3])
+    assert "--image: the pictures are those of --input" in fails(*bulk, "--image", photos / "0.png")
+
+
 def test_a_prompt_longer_than_the_context_is_refused(run, fails):
     workdir, _ = run
     line = fails("--mode", "generate", "--workdir", workdir, "--prompt", "many words " * 50)
@@ -215,3 +250,61 @@ def test_a_killed_run_continues_to_exactly_the_same_parameters(run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert rows == sorted(set(rows)), "a step was logged twice"
+
+
+def test_the_trained_model_is_served_and_finishes_what_is_in_flight_when_told_to_end(run):
+    """SIGTERM while the real command streams an answer: it goes on to its end, and the exit is clean."""
+    workdir, _ = run
+    command = [sys.executable, "-m", "jaxfusion.main", "--mode", "serve", "--workdir", str(workdir)]
+    command += ["--config.serve.port=0", "--config.serve.model_name=captions", "--config.serve.num_rows=2"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        url = re.match(r"jaxfusion: captions is served at (http://127\.0\.0\.1:\d+/v1)\n", line)
+        assert url, line + process.stderr.read()
+        with openai.OpenAI(base_url=url[1], api_key="none", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["captions"]
+            picture = base64.b64encode((workdir / "example.png").read_bytes()).decode()
+            content = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}]
+            settings = {"model": "captions", "messages": [{"role": "user", "content": content}], "max_tokens": 80}
+            expected = client.chat.completions.create(**settings).choices[0]
+            stream = client.chat.completions.create(**settings, stream=True)
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            choices = [chunk.choices[0] for chunk in stream]
+        assert "".join(choice.delta.content or "" for choice in choices) == expected.message.content
+        assert choices[-1].finish_reason == expected.finish_reason
+        assert process.wait(60) == 0
+
+
+def test_the_trained_model_chats_about_a_picture_as_generate_tells_of_it(run, fails, monkeypatch, capsys):
+    workdir, _ = run
+    picture = str(workdir / "example.png")
+    assert main(["--mode", "generate", "--workdir", str(workdir), "--image", picture]) == 0
+    letters = capsys.readouterr().out.strip()
+    expected = "".join(letter for letter in letters if letter.isprintable() or letter in "\n\t")
+    lines = ["/image no.png", f"/image '{picture}'", "", "/reset", f"/image {picture}", "", "/clear", "/quit", "unread"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["--mode", "chat", "--workdir", str(workdir)]) == 0
+    out = capsys.readouterr().out
+    assert out.count(expected) == 2 and "no.png does not exist; check the path" in out
+    found = re.findall(r"\d+ tokens in .* tokens/s\), .*; (\d+) of the prompt's (\d+) positions were kept", out)
+    assert len(found) == 2 and found[0][0] == "0" and 0 < int(found[1][0]) < int(found[1][1])
+    assert "/clear is no command; /image PATH shows a picture" in out
+    assert "config.generate.num_beams: 2 is not for --mode chat" in fails(
+        "--mode", "chat", "--workdir", workdir, "--config.generate.num_beams=2"
+    )
+
+
+def test_what_cannot_be_served_is_told_in_a_line(run, fails, monkeypatch):
+    workdir, _ = run
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = fails("--mode", "serve", "--workdir", workdir, f"--config.serve.port={port}")
+    assert line.startswith(f"jaxfusion: config.serve.port: 127.0.0.1:{port} is not to be had")
+    assert "--checkpoint: it stands in place of" in fails("--mode", "serve", "--workdir", workdir, "--checkpoint", "x")
+    assert "config.generate.num_beams" in fails(
+        "--mode", "serve", "--workdir", workdir, "--config.serve.port=0", "--config.generate.num_beams=2"
+    )
+    monkeypatch.setattr("jaxfusion.serving.NEEDED", ("fastapi", "not_installed"))
+    line = fails("--mode", "serve", "--workdir", workdir)
+    assert line == 'jaxfusion: --mode serve: not_installed cannot be imported; pip install -e ".[serve]"'

@@ -29,6 +29,20 @@ LEAST = {
     "generate.max_new_tokens": 1,
     "generate.seed": 0,
     "generate.num_beams": 1,
+    "generate.batch_size": 1,
+    "generate.num_positions": 1,
+    "generate.prefix_bytes": 0,
+    "serve.port": 0,
+    "serve.num_rows": 1,
+    "serve.num_positions": 2,
+    "serve.prefix_bytes": 0,
+    "serve.max_waiting": 1,
+    "serve.max_images": 1,
+    "serve.max_image_bytes": 1,
+    "serve.max_image_pixels": 1,
+    "serve.max_request_bytes": 1,
+    "serve.timeout": 1.0,
+    "serve.shutdown_seconds": 0,
 }
 
 

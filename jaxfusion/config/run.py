@@ -104,6 +104,9 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()  # texts before the first of which an answer ends
     num_beams: int = 1  # more: beam search, which draws nothing
     length_penalty: float = 1.0  # a beam's log-probability is divided by its length to this power
+    batch_size: int = 32  # answers that grow at once, in bulk (--input)
+    num_positions: int = 2048  # of prompt and answer together, in bulk; a prompt that needs more is refused
+    prefix_bytes: int = 0  # of keys and values of prompts' beginnings, in bulk, for records that share pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,24 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """The name is kept for the server's settings; it has none yet."""
+    """Of --mode serve, and what concerns the engine of --mode chat; see docs/serving.md."""
+
+    host: str = "127.0.0.1"  # this machine alone; "0.0.0.0": whoever reaches it, who should then need a key
+    port: int = 8000  # 0: any that is free
+    model_name: str = ""  # as requests name the model; "": as the workdir or the checkpoint is called
+    api_keys: tuple[str, ...] = ()  # any of which requests bring; more in the environment, as JAXFUSION_API_KEYS
+    num_rows: int = 8  # answers that grow at once
+    num_positions: int = 2048  # of prompt and answer together, images included; at most the model's context
+    prefix_bytes: int = 2**30  # of keys and values of prompts' beginnings, for prompts that begin the same; 0: none
+    max_waiting: int = 256  # requests beyond those that have a row; more are told to try again later
+    max_images: int = 16  # a request; frames of a video are as many images
+    max_image_bytes: int = 10 * 2**20  # of a file
+    max_image_pixels: int = 2**24  # of a picture, by its header
+    max_request_bytes: int = 32 * 2**20
+    # Hosts of which a request may name a picture by its https URL: none, or these very names. Never a private address.
+    image_hosts: tuple[str, ...] = ()
+    timeout: float = 300.0  # seconds, to the end of an answer
+    shutdown_seconds: int = 60  # for what is in flight when the server is told to end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ Part = str | Image | Masked
 
 @dataclass(frozen=True)
 class Message:
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]  # the last where a checkpoint's chat template knows of it
     parts: tuple[Part, ...]
 
     @property

@@ -101,16 +101,61 @@ def prefill(
     # Tokens beyond the vocabulary are dropped: padding goes there.
     places = jnp.where(real, batch.tokens, logits.shape[-1])
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(num_rows)[:, None], places].set(True, mode="drop")
+    visual, images = (visual, batch.image_segment_ids) if looks_back(model) else (None, None)
+    length = jnp.sum(real, axis=1, dtype=jnp.int32)
+    return _begin(logits, cache, length, seen, wanted, eos, visual, images)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames="cache")
+def prefill_part(
+    model: Model, params: Params, batch: Batch, starts: Int[Array, " B"], cache: Unstacked
+) -> tuple[Float[Array, "B V"], Unstacked]:
+    """Reads the part of one prompt a row that begins at position starts[b], after what the cache holds already.
+
+    batch: the part as `pack` gives it, padded at its end; positions count on from the start. The cache needs room for
+           the padding.
+    Returns the logits of what comes next. Only of a model that `reads_in_parts`.
+    """
+    params, batch = decoding_params(params), batch.replace(positions=batch.positions + starts[:, None])
+    return apply(model, params, batch, starts, cache, method="prefill_after")
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def begin(
+    num_positions: int,
+    eos: tuple[int, ...],
+    logits: Float[Array, "B V"],
+    cache: Unstacked,
+    length: Int[Array, " B"],
+    seen: Bool[Array, "B V"],
+    wanted: Wanted,
+) -> tuple[Chosen, DecodeState]:
+    """As `prefill`, of prompts that `prefill_part` has read; the cache's first `num_positions` stay."""
+    cache = jax.tree.map(lambda leaf: leaf[:, :num_positions], cache)
+    return _begin(logits, cache, length, seen, wanted, eos)
+
+
+def _begin(
+    logits: Array,
+    cache: Unstacked,
+    length: Array,
+    seen: Array,
+    wanted: Wanted,
+    eos: tuple[int, ...],
+    visual: Array | None = None,
+    image_segment_ids: Array | None = None,
+) -> tuple[Chosen, DecodeState]:
+    """Chooses the first token of each answer."""
     state = DecodeState(
         cache=cache,
-        length=jnp.sum(real, axis=1, dtype=jnp.int32),
-        last=jnp.zeros(num_rows, jnp.int32),
-        count=jnp.zeros(num_rows, jnp.int32),
+        length=length,
+        last=jnp.zeros_like(length),
+        count=jnp.zeros_like(length),
         ended=wanted.limit < 1,
         seen=seen,
         wanted=wanted,
-        visual=visual if looks_back(model) else None,
-        image_segment_ids=batch.image_segment_ids if looks_back(model) else None,
+        visual=visual,
+        image_segment_ids=image_segment_ids,
     )
     token, logprob, state = _choose(logits, state, eos)
     return Chosen(token[:, None], logprob[:, None]), state
@@ -165,6 +210,12 @@ def _choose(
 def looks_back(model: Model) -> bool:
     """Whether an answer's own positions see the picture in another way than through the cache."""
     return model.config.fusion.kind != "place"
+
+
+def reads_in_parts(model: Model) -> bool:
+    """Whether what a prompt's beginning leaves in the cache is independent of how the prompt goes on."""
+    config = model.config
+    return not looks_back(model) and config.encoder is None and not config.decoder.prefix_lm
 
 
 def empty_state(model: Model, num_rows: int, num_positions: int, max_images: int = 1) -> DecodeState:

@@ -9,13 +9,14 @@ while engine.turn():          # or engine.run() in a thread of its own, until en
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jaxfusion.batch import Batch
@@ -25,16 +26,24 @@ from jaxfusion.errors import UserError
 from jaxfusion.generation.decode import (
     BLOCK,
     BUCKET,
+    Chosen,
     DecodeState,
     Wanted,
+    begin,
+    cache_length,
     check_generates,
     decode_block,
     decoding_params,
+    empty_cache,
     empty_state,
     looks_back,
     prefill,
+    prefill_part,
+    reads_in_parts,
 )
+from jaxfusion.generation.prefixes import PART, Part, PrefixCache, parts
 from jaxfusion.generation.sampling import GREEDY, Sampling
+from jaxfusion.models.stack import Unstacked
 from jaxfusion.models.vlm import Model, Params
 
 End = Literal["stop", "length", "cancelled", "failed"]
@@ -42,6 +51,10 @@ End = Literal["stop", "length", "cancelled", "failed"]
 
 class BusyError(UserError):
     """So many requests are waiting that another one is not taken."""
+
+
+class ClosedError(UserError):
+    """The engine takes no more requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +72,14 @@ class Answer:
     """What a request has got so far; any thread may read it.
 
     tokens, logprobs: of the answer, with the token that ended it. end: why there are no more; None while it grows.
+    notify:           called whenever that changes, by the thread that changes it; it must not wait for anything.
     """
 
     request: Request
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     end: End | None = None
+    notify: Callable[[], None] | None = field(default=None, repr=False)
     _news: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -79,6 +94,11 @@ class Answer:
             given += len(new)
             if ended:
                 return
+
+    def since(self, given: int) -> tuple[list[int], list[float], End | None]:
+        """Tokens and log-probabilities after the first `given`, and the end, all of one moment."""
+        with self._news:
+            return self.tokens[given:], self.logprobs[given:], self.end
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it has ended; False where that takes longer than `timeout` seconds."""
@@ -96,6 +116,16 @@ class Answer:
                 self.logprobs += logprobs
                 self.end = end
                 self._news.notify_all()
+                if self.notify is not None:
+                    self.notify()
+
+
+class InParts(NamedTuple):
+    """A prompt that is read part by part. batches: of the parts, each of one row. tokens: of all."""
+
+    parts: list[Part]
+    batches: list[Batch]
+    tokens: Int[np.ndarray, " t"]
 
 
 class Engine:
@@ -105,6 +135,9 @@ class Engine:
     max_images:    of a prompt, for a fusion that goes on looking at them; the others take what fits a row.
     max_waiting:   requests beyond those that find a row; more are refused.
     eos:           ids each of which ends an answer; None: the tokenizer's.
+    prefix_bytes:  of keys and values of prompts' beginnings that are kept for prompts that begin the same, beside the
+                   rows'; 0: none. Of a model that reads a prompt in both directions, or looks back at pictures,
+                   none are kept.
 
     Where a turn fails, for want of memory for example, it raises what it was, every answer ends as "failed", and the
     engine is closed.
@@ -120,12 +153,15 @@ class Engine:
         max_images: int = 1,
         max_waiting: int = 256,
         eos: tuple[int, ...] | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         check_generates(model, 0, 1)
         numbers = {"num_rows": num_rows, "num_positions": num_positions, "max_images": max_images}
         for name, number in (numbers | {"max_waiting": max_waiting}).items():
             if number < 1:
                 raise UserError(f"{name}: {number} was given; use 1 or more")
+        if prefix_bytes < 0:
+            raise UserError(f"prefix_bytes: {prefix_bytes} was given; use 0 or more")
         if eos is None and model.tokenizer is None:
             raise UserError(
                 "eos: the model has no tokenizer that says what ends an answer; name the ids, or () for none"
@@ -135,12 +171,42 @@ class Engine:
         self._max_images, self._max_waiting = max_images, max_waiting
         self._eos = tuple(model.tokenizer.stop_ids) if eos is None else eos
         self._state = empty_state(model, num_rows, self._num_positions, max_images)
+        self._prefixes = PrefixCache(prefix_bytes if reads_in_parts(model) else 0)
+        self._longest_part = _row_length(PART + self._layout.tokens_per_image)
         self._rows: list[Answer | None] = [None] * num_rows
-        self._waiting: deque[tuple[Answer, Batch, Wanted]] = deque()
+        self._waiting: deque[tuple[Answer, Batch | InParts, Wanted]] = deque()
         self._work, self._closed = threading.Condition(), False
 
-    def submit(self, request: Request) -> Answer:
-        """Raises UserError where prompt and answer exceed a row, and `BusyError` where too many are waiting."""
+    @property
+    def num_positions(self) -> int:
+        """Of prompt and answer together: no more than the model's context."""
+        return self._num_positions
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_busy(self) -> int:
+        """Rows in which an answer grows."""
+        return len(self._rows) - self._rows.count(None)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no row yet."""
+        with self._work:
+            return sum(answer.end is None for answer, _, _ in self._waiting)
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """What is kept of prompts' beginnings, and how often it was found; to be read only."""
+        return self._prefixes
+
+    def submit(self, request: Request, notify: Callable[[], None] | None = None) -> Answer:
+        """Raises UserError where prompt and answer exceed a row, and `BusyError` where too many are waiting.
+
+        notify: of the answer, see there.
+        """
         length, images = request.segment.size
         if request.limit < 1:
             raise UserError(f"limit: {request.limit} was given; an answer has 1 token at least")
@@ -151,15 +217,15 @@ class Engine:
             )
         if looks_back(self._model) and images > self._max_images:
             raise UserError(f"the prompt has {images} images and may have {self._max_images}; leave some out")
-        answer, batch = Answer(request), self._batch(request.segment)
+        answer, prompt = Answer(request, notify=notify), self._prompt(request.segment)
         wanted = Wanted.of([request.sampling], [request.seed], [request.limit])
         with self._work:
             if self._closed:
-                raise UserError("the engine is closed and takes no more requests")
+                raise ClosedError("the engine is closed and takes no more requests")
             self._waiting = deque(entry for entry in self._waiting if entry[0].end is None)
             if len(self._waiting) >= self._max_waiting + self._rows.count(None):
                 raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
-            self._waiting.append((answer, batch, wanted))
+            self._waiting.append((answer, prompt, wanted))
             self._work.notify()
         return answer
 
@@ -216,14 +282,30 @@ class Engine:
         firsts = {}
         for row, answer in enumerate(self._rows):
             if answer is None and (entry := self._next()) is not None:
-                self._rows[row], batch, wanted = entry
-                positions = self._state.cache.layers[0].key.shape[1]
-                batch = jax.tree.map(jnp.asarray, batch)
-                firsts[row], one = prefill(self._model, positions, self._eos, self._params, batch, wanted)
+                self._rows[row], prompt, wanted = entry
+                firsts[row], one = self._read(prompt, wanted)
                 self._state = _put(self._state, one, row)
         return firsts
 
-    def _next(self) -> tuple[Answer, Batch, Wanted] | None:
+    def _read(self, prompt: Batch | InParts, wanted: Wanted) -> tuple[Chosen, DecodeState]:
+        positions = self._state.cache.layers[0].key.shape[1]
+        if isinstance(prompt, Batch):
+            batch = jax.tree.map(jnp.asarray, prompt)
+            return prefill(self._model, positions, self._eos, self._params, batch, wanted)
+        cache, found = _empty(self._model, positions + self._longest_part), self._prefixes.leading(prompt.parts)
+        for part, kept in zip(prompt.parts, found, strict=False):
+            cache = _write(cache, kept, part.start)
+        for part, batch in zip(prompt.parts[len(found) :], prompt.batches[len(found) :], strict=True):
+            batch, starts = jax.tree.map(jnp.asarray, batch), jnp.array([part.start], jnp.int32)
+            logits, cache = prefill_part(self._model, self._params, batch, starts, cache)
+            if part.key is not None:
+                self._prefixes.keep(part.key, _copy(cache_length(len(part.segment.tokens)), cache, part.start))
+        seen = np.zeros((1, self._model.config.text_embedding.vocab_size), bool)
+        seen[0, prompt.tokens[prompt.tokens < seen.shape[1]]] = True
+        length = jnp.array([len(prompt.tokens)], jnp.int32)
+        return begin(positions, self._eos, logits, cache, length, seen, wanted)
+
+    def _next(self) -> tuple[Answer, Batch | InParts, Wanted] | None:
         with self._work:
             while self._waiting:
                 entry = self._waiting.popleft()
@@ -236,21 +318,50 @@ class Engine:
             self._closed = True
             answers = [*self._rows, *(answer for answer, _, _ in self._waiting)]
             self._waiting.clear()
+        self._state = None  # another engine may want the memory
+        self._prefixes.clear()
         for answer in answers:
             if answer is not None:
                 answer._add([], [], "failed")
 
-    def _batch(self, segment: Segment) -> Batch:
+    def _prompt(self, segment: Segment) -> Batch | InParts:
+        """In one part where nothing of it can be kept: that is faster, and depends on the prompt alone as well."""
+        cut = parts(segment, self._layout.tokens_per_image) if self._prefixes.max_bytes else []
+        if len(cut) < 2 or max(_row_length(len(part.segment.tokens)) for part in cut) > self._longest_part:
+            return self._batch(segment, self._num_positions)
+        batches = [self._batch(part.segment, self._longest_part) for part in cut]
+        return InParts(cut, batches, segment.tokens)
+
+    def _batch(self, segment: Segment, longest: int) -> Batch:
         """Of one of few shapes: rows and image slots are powers of two, so that there are few programs."""
         length, images = segment.size
-        row_length = min(max(_power_of_two(length), BUCKET), self._num_positions)
+        row_length = min(_row_length(length), longest)
         number = self._max_images if looks_back(self._model) else _power_of_two(images) if images else 0
         slots = ImageSlots.of(self._model.config, number)
         return pack([[segment]], row_length, self._layout.tokens_per_image, slots, packed=False)
 
 
+def _row_length(length: int) -> int:
+    return max(_power_of_two(length), BUCKET)
+
+
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
+
+
+_empty = jax.jit(lambda model, num_positions: empty_cache(model, 1, num_positions), static_argnums=(0, 1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _copy(num_positions: int, cache: Unstacked, start: Int[Array, ""] | int) -> Unstacked:
+    """Keys and values of so many positions, from the start on."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, num_positions, axis=1), cache)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(cache: Unstacked, part: Unstacked, start: Int[Array, ""] | int) -> Unstacked:
+    """The cache with the part's keys and values from the start on. What pads it is not seen, or is written over."""
+    return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, start, axis=1), cache, part)
 
 
 @partial(jax.jit, donate_argnums=0)

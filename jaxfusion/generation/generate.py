@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from jaxfusion.batch import Batch
 from jaxfusion.data.messages import Image, Message
@@ -77,7 +78,7 @@ def user_messages(model: Model, prompts: Sequence[str], images: Sequence[Any] | 
         raise UserError(f"images: {len(images)} entries for {len(prompts)} prompts; give one (or None) for each prompt")
     given = [None] * len(prompts) if images is None else images
     return [
-        Message("user", (*(Image(image) for image in _read(model, entry)), prompt))
+        Message("user", (*(Image(image) for image in read_images(model, entry)), prompt))
         for prompt, entry in zip(prompts, given, strict=True)
     ]
 
@@ -94,10 +95,8 @@ def answer_messages(
     put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
     """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
-    check_tokenizer(model)
+    segments = [prompt_segment(model, messages) for messages in conversations]
     layout, tokenizer = Layout.of(model.config), model.tokenizer
-    segments = [tokenise_prompt(messages, tokenizer, layout) for messages in conversations]
-    check_vocabulary(model, segments)
     longest = max(len(segment.tokens) for segment in segments)
     context = model.config.text_embedding.max_positions
     if longest + max_new_tokens > context:
@@ -116,14 +115,26 @@ def answer_messages(
     return [until_stop(tokenizer.decode(row), stop) for row in tokens]
 
 
+def prompt_segment(model: Model, messages: tuple[Message, ...]) -> Segment:
+    """A conversation whose last message is the user's, up to where the model is to answer.
+
+    Raises UserError for a model without a tokenizer, or a token that its table lacks.
+    """
+    check_tokenizer(model)
+    segment = tokenise_prompt(messages, model.tokenizer, Layout.of(model.config))
+    check_vocabulary(model, [segment])
+    return segment
+
+
 def until_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop strings that it holds."""
     places = [text.find(string) for string in stop if string and string in text]
     return text[: min(places, default=len(text))]
 
 
-def _read(model: Model, entry: Any) -> list[np.ndarray]:
-    from jaxfusion.data.images import read_image, resize_image
+def read_images(model: Model, entry: Any) -> list[np.ndarray]:
+    """What the model's vision takes of a path, encoded bytes, an array, None, or a list of these."""
+    from jaxfusion.data.images import read_image
 
     entries = entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]
     if entries and model.config.vision is None:
@@ -133,6 +144,11 @@ def _read(model: Model, entry: Any) -> list[np.ndarray]:
             raise UserError(f"the model's vision is a {model.config.vision.kind} and reads no files; give it arrays")
         return [np.asarray(value) for value in entries]
     pictures = [read_image(value) if isinstance(value, str | Path | bytes) else np.asarray(value) for value in entries]
-    if model.pixels:
-        return [model.pixels(picture) for picture in pictures]
-    return [resize_image(picture, model.config.vision.image_size) for picture in pictures]
+    return [as_seen(model, picture) for picture in pictures]
+
+
+def as_seen(model: Model, picture: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture of any size as the model's vision takes it."""
+    from jaxfusion.data.images import resize_image
+
+    return model.pixels(picture) if model.pixels else resize_image(picture, model.config.vision.image_size)

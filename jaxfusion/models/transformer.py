@@ -32,8 +32,11 @@ class KVCache:
         """Puts T new keys and values of each row b at positions index[b] onwards."""
 
         def put(cache: Array, new: Array) -> Array:
+            new = new.astype(cache.dtype)
+            if cache.shape[0] == 1:  # a slice; places of several rows make a scatter, which is slow of many tokens
+                return jax.lax.dynamic_update_slice_in_dim(cache, new, index[0], axis=1)
             update = jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))
-            return update(cache, new.astype(cache.dtype), index)
+            return update(cache, new, index)
 
         return KVCache(put(self.key, key), put(self.value, value))
 

@@ -180,6 +180,19 @@ class VisualLanguageModel(nn.Module):
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
         return self.logits(x)[:, 0], cache, visual
 
+    def prefill_after(
+        self, batch: Batch, starts: Int[Array, " B"], cache: KVCache | Unstacked
+    ) -> tuple[Float[Array, "B V"], KVCache | Unstacked]:
+        """Reads more of one prompt a row, of which the cache holds the first starts[b] positions; gives the logits of
+        what comes next. Only of a model whose prompt is read from left to right, and whose images have positions."""
+        x, _ = self.encode(batch, self.see(batch))
+        end = self.decoder_interval(batch).end
+        interval = Interval(jnp.zeros_like(end), jnp.where(end > 0, starts[:, None] + end, 0))
+        x, cache = self.decoder(x, interval, batch.positions, cache=cache, cache_index=starts)
+        last = jnp.sum(batch.segment_ids > 0, axis=1) - 1
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+        return self.logits(x)[:, 0], cache
+
     def extend(
         self,
         tokens: Int[Array, " B"],

@@ -90,7 +90,11 @@ class PretrainedTokenizer:
         """Text of the ids before the first that stops, special tokens left out."""
         ids = [int(i) for i in ids]
         end = next((place for place, index in enumerate(ids) if index in self.stop_ids), len(ids))
-        return self._tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+        return self.text(ids[:end]).strip()
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Text of all ids, special tokens left out, with the white space at its ends."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, directory: Path) -> None:
         """Writes what transformers reads; tokenizer_config.json, by which we know such a directory, comes last."""

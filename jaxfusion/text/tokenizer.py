@@ -42,6 +42,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids before the first that stops, special tokens left out."""
 
+    def text(self, ids: Iterable[int]) -> str:
+        """Text of all ids, special tokens left out, with the white space at its ends."""
+
     def save(self, directory: Path) -> None:
         """Writes files from which `open_tokenizer` makes the same tokenizer."""
 

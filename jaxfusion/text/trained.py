@@ -85,4 +85,8 @@ class TrainedTokenizer:
         """Text of the ids before the first EOS, special tokens left out."""
         ids = [int(i) for i in ids]
         end = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
-        return self._backend.decode(ids[:end], skip_special_tokens=True).strip()
+        return self.text(ids[:end]).strip()
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Text of all ids, special tokens left out, with the white space at its ends."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)

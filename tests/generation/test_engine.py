@@ -8,7 +8,7 @@ import pytest
 import jaxfusion
 from jaxfusion.data.packing import pack
 from jaxfusion.errors import UserError
-from jaxfusion.generation.engine import BusyError, Engine, Request
+from jaxfusion.generation.engine import BusyError, ClosedError, Engine, Request
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.training.compilations import counted_compilations
 from tests.models.test_vlm import CASES, make_model, random_params, random_segment
@@ -169,3 +169,23 @@ def test_a_failure_ends_every_answer(small, monkeypatch):
     assert [answer.end for answer in answers] == ["failed", "failed"] and len(answers[0].tokens) == 17
     with pytest.raises(UserError, match="the engine is closed"):
         engine.submit(Request(segment=segment, limit=1))
+
+
+def test_who_has_left_the_queue_makes_room_in_it_and_is_told_apart(small):
+    request, news = random_request(np.random.default_rng(5), small[0], 0), []
+    engine = Engine(*small, num_rows=1, num_positions=64, max_waiting=1, eos=EOS)
+    first, second = (engine.submit(request, lambda: news.append(len(first.tokens))) for _ in range(2))
+    with pytest.raises(BusyError):
+        engine.submit(request)
+    second.cancel()
+    assert news == [0] and (engine.num_waiting, engine.num_busy, engine.num_rows) == (1, 0, 1)
+    third = engine.submit(request)
+    engine.turn()
+    assert first.since(1) == (first.tokens[1:], first.logprobs[1:], first.end)
+    assert news[1] == len(first.tokens) > 0
+    while engine.turn():
+        pass
+    assert first.tokens == third.tokens and not second.tokens
+    engine.close()
+    with pytest.raises(ClosedError):
+        engine.submit(request)

@@ -1,0 +1,1 @@
+"""Bulk jobs: every record of an input answered once, a line each, whatever interrupts it."""

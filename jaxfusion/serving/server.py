@@ -1,0 +1,139 @@
+"""A model at work: its engine in a thread, and answers to requests in an event loop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from threading import Thread
+
+from fastapi import Request
+from starlette.responses import Response
+
+from jaxfusion.data.tokenise import Segment
+from jaxfusion.generation.engine import Engine
+from jaxfusion.generation.engine import Request as EngineRequest
+from jaxfusion.serving.answers import Asked, Said, merged
+from jaxfusion.serving.errors import ApiError
+from jaxfusion.serving.metrics import Metrics
+from jaxfusion.serving.prompts import Reader
+from jaxfusion.serving.protocol import ChatCompletion, Sampled, TextCompletion, Usage
+from jaxfusion.serving.replies import Chunk, Shape
+from jaxfusion.serving.streaming import EventStream, unless_gone
+from jaxfusion.serving.text import AnswerText
+
+LOGGER = logging.getLogger(__name__)
+
+# Threads that decode pictures and tokenise; so many large pictures are in memory at once.
+READERS = 4
+
+
+class Server:
+    """One model, its engine, and what is asked of it."""
+
+    def __init__(self, reader: Reader, make_engine: Callable[[], Engine], name: str) -> None:
+        """name: of the model, for whoever asks. Compiles what every answer needs, or raises what would fail each."""
+        self.reader, self.name, self.created = reader, name, int(time.time())
+        self._make_engine, self.engine = make_engine, make_engine()
+        self.metrics = Metrics(lambda: self.engine)
+        self._thread, self._closing = Thread(target=self._work, name="engine", daemon=True), False
+        self._pool = ThreadPoolExecutor(READERS, "reader")
+        self.engine.submit(EngineRequest(segment=reader.text("a"), limit=2))
+        while self.engine.turn():
+            pass
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _work(self) -> None:
+        """Another engine takes the place of one that has failed."""
+        while True:
+            try:
+                return self.engine.run()
+            except Exception:
+                LOGGER.exception("the engine has failed, with all answers that it was at; another one starts")
+            self.engine = self._make_engine()
+            if self._closing:
+                self.engine.close()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """With the engine at work; at the end it finishes what it has taken."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._closing = True
+            self.engine.close()
+            await asyncio.to_thread(self._thread.join)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(
+        self, http: Request, body: Sampled, shape: Shape, read: Callable[[], Sequence[Segment]]
+    ) -> Response | ChatCompletion | TextCompletion:
+        """read: makes the prompts, in a thread of its own. Raises ApiError and UserError for what cannot be done."""
+        if body.model not in (None, self.name):
+            raise ApiError(
+                404, f"there is no model {body.model!r}; this is {self.name!r}", param="model", code="model_not_found"
+            )
+        loop, seconds = asyncio.get_running_loop(), self.reader.settings.timeout
+        asked, prompt_tokens = await loop.run_in_executor(self._pool, self._ask, read, body, loop)
+        self.metrics.prompt_tokens.inc(prompt_tokens)
+        if body.stream:
+            return EventStream(self._stream(asked, shape, prompt_tokens, body.usage_at_the_end), asked, seconds)
+        return await unless_gone(http.receive, asked, self._whole(asked, shape, prompt_tokens), seconds)
+
+    def _ask(
+        self, read: Callable[[], Sequence[Segment]], body: Sampled, loop: asyncio.AbstractEventLoop
+    ) -> tuple[list[Asked], int]:
+        """All that is asked, or nothing of it, and the positions of the prompts."""
+        segments, stops, tokenizer = read(), self.reader.stops(body), self.reader.model.tokenizer
+        requests = [request for segment in segments for request in self.reader.requests(segment, body)]
+        asked: list[Asked] = []
+        try:
+            for request in requests:
+                asked.append(Asked(self.engine, request, AnswerText(tokenizer, stops), loop))
+        except BaseException:
+            for one in asked:
+                one.cancel()
+            raise
+        return asked, sum(segment.size[0] for segment in segments)
+
+    async def _said(self, asked: list[Asked]) -> AsyncIterator[tuple[int, Said]]:
+        start, first = time.perf_counter(), set()
+        try:
+            async for index, said in merged(asked):
+                if index not in first:
+                    first.add(index)
+                    self.metrics.first_seconds.observe(time.perf_counter() - start)
+                yield index, said
+        finally:
+            self.metrics.answer_tokens.inc(sum(one.count for one in asked))
+
+    async def _whole(self, asked: list[Asked], shape: Shape, prompt_tokens: int) -> ChatCompletion | TextCompletion:
+        parts: list[list[Said]] = [[] for _ in asked]
+        async for index, said in self._said(asked):
+            parts[index].append(said)
+        answers = [
+            Said("".join(one.text for one in said), [p for one in said for p in one.pieces], said[-1].finish_reason)
+            for said in parts
+        ]
+        return shape.whole(answers, _usage(asked, prompt_tokens))
+
+    async def _stream(
+        self, asked: list[Asked], shape: Shape, prompt_tokens: int, with_usage: bool
+    ) -> AsyncIterator[Chunk]:
+        for chunk in shape.openings(len(asked)):
+            yield chunk
+        async for index, said in self._said(asked):
+            if said.text or said.pieces or said.finish_reason:
+                yield shape.chunk(index, said)
+        if with_usage:
+            yield shape.usage(_usage(asked, prompt_tokens))
+
+
+def _usage(asked: Sequence[Asked], prompt_tokens: int) -> Usage:
+    answered = sum(one.count for one in asked)
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=answered, total_tokens=prompt_tokens + answered)

@@ -1,0 +1,111 @@
+"""From an answer's tokens to text that can be sent before the answer has ended."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxfusion.text.tokenizer import Tokenizer
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders write for bytes that are not yet a character
+
+
+class Detokeniser:
+    """Tokens to text, piece by piece, of which none ends within a character.
+
+    Only the tokens since the last piece but one are decoded again: they are what a decoder needs to know to place
+    spaces right. As in vLLM and text-generation-inference.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._text, self._ids = tokenizer.text, []
+        self._start = self._read = 0
+
+    def add(self, token: int) -> str:
+        """The text that the token completes; "" where it ends within a character."""
+        self._ids.append(token)
+        new = self.rest()
+        if not new or new.endswith(INCOMPLETE):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return new
+
+    def rest(self) -> str:
+        """What has not been given yet."""
+        known, whole = self._text(self._ids[self._start : self._read]), self._text(self._ids[self._start :])
+        return whole[len(known) :]
+
+
+class Piece(NamedTuple):
+    """What one token adds to an answer; "" for one that only begins a character. start, end: in the answer's text."""
+
+    text: str
+    logprob: float
+    start: int
+    end: int
+
+
+class AnswerText:
+    """An answer's text as it grows: without white space at its ends, and cut before the first stop text.
+
+    What may yet turn out to be one of these is held back, so whoever takes the text bit by bit gets the same as who
+    takes it at the end.
+
+    count:   tokens so far, with the one that ended it. stopped: a stop text has come.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._detokeniser, self._stop_ids = Detokeniser(tokenizer), frozenset(tokenizer.stop_ids)
+        self._stop = tuple(text for text in stop if text)
+        self._all, self._taken, self._pieces = "", 0, deque()
+        self._ended = self.stopped = False
+        self.count = 0
+
+    def add(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Those after a stop text do not count."""
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            if self.stopped:
+                return
+            self.count += 1
+            if token not in self._stop_ids:
+                start = len(self._all)
+                text = self._grow(self._detokeniser.add(token))
+                self._pieces.append(Piece(text, logprob, start, start + len(text)))
+                self._look_for_stop()
+
+    def finish(self) -> None:
+        """There is nothing to come."""
+        self._ended = True
+        if not self.stopped and (rest := self._detokeniser.rest()):
+            rest = self._grow(rest)
+            last = self._pieces.pop()
+            self._pieces.append(last._replace(text=last.text + rest, end=last.end + len(rest)))
+            self._look_for_stop()
+        self._all = self._all.rstrip()
+
+    def take(self) -> tuple[str, list[Piece]]:
+        """What can be sent, and has not been taken yet: text, and the tokens of which all has been taken."""
+        until, pieces = max(self._taken, self._safe()), []
+        new, self._taken = self._all[self._taken : until], until
+        while self._pieces and self._is_out(self._pieces[0]):
+            pieces.append(self._pieces.popleft())
+        return new, pieces
+
+    def _grow(self, text: str) -> str:
+        text = text if self._all else text.lstrip()
+        self._all += text
+        return text
+
+    def _look_for_stop(self) -> None:
+        places = [place for text in self._stop if (place := self._all.find(text, self._taken)) >= 0]
+        if places:
+            self.stopped, self._all = True, self._all[: min(places)]
+
+    def _safe(self) -> int:
+        stops = () if self._ended or self.stopped else self._stop
+        begun = (length for text in stops for length in range(1, len(text)) if self._all.endswith(text[:length]))
+        return len(self._all[: len(self._all) - max(begun, default=0)].rstrip())
+
+    def _is_out(self, piece: Piece) -> bool:
+        if self._ended and not self.stopped:
+            return True
+        return piece.start < self._taken and (piece.end <= self._taken or self.stopped)

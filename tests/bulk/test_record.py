@@ -1,0 +1,75 @@
+"""From fields to a conversation: where pictures stand, and what is refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxfusion.bulk.record import conversation
+from jaxfusion.data.messages import Image, Message
+from jaxfusion.errors import UserError
+
+
+def ask(fields):
+    """Messages with the name of each picture in its place."""
+    pictures = []
+
+    def see(entries):
+        pictures.extend(entries)
+        return [np.array(place) for place in range(len(entries))]
+
+    messages = conversation(fields, Path("at"), "default", str.upper, see)
+    return [
+        (message.role, [pictures[int(part.value)] if isinstance(part, Image) else part for part in message.parts])
+        for message in messages
+        if isinstance(message, Message)
+    ]
+
+
+def test_pictures_stand_before_the_prompt():
+    assert ask({"image": "a.jpg"}) == [("user", [Path("at/a.jpg"), "DEFAULT"])]
+    assert ask({"images": ["a.jpg", b"png"], "prompt": "x"}) == [("user", [Path("at/a.jpg"), b"png", "X"])]
+    assert ask({"image": {"bytes": b"png", "path": "a.png"}, "prompt": ""}) == [("user", [b"png", ""])]
+    assert ask({"image": {"bytes": None, "path": "/a.png"}, "prompt": None}) == [("user", [Path("/a.png"), "DEFAULT"])]
+
+
+def test_pictures_stand_where_messages_have_places_for_them():
+    text, place = {"type": "text", "text": "x"}, {"type": "image"}
+    turns = [
+        {"role": "user", "content": [text, place]},
+        {"role": "assistant", "content": "y"},
+        {"role": "user", "content": [{"type": "image", "image": "c.png"}, place, text]},
+    ]
+    assert ask({"messages": turns, "images": ["a.png", "b.png"]}) == [
+        ("user", ["X", Path("at/a.png")]),
+        ("assistant", ["Y"]),
+        ("user", [Path("at/c.png"), Path("at/b.png"), "X"]),
+    ]
+    only_text = [{"role": "user", "content": "x"}, turns[1], {"role": "user", "content": "z"}]
+    assert ask({"messages": only_text, "image": "a.png"}) == [
+        ("user", [Path("at/a.png"), "X"]),
+        ("assistant", ["Y"]),
+        ("user", ["Z"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": 5}, "prompt: a text is wanted and it is 5"),
+        ({"image": 5}, "image: a path is wanted and it is 5"),
+        ({"prompt": "x", "messages": []}, "prompt: the record has messages as well"),
+        ({"messages": "x"}, "messages: a list is wanted"),
+        ({"messages": [{"role": "system", "content": "x"}]}, r"messages\[0\].role: "),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\].content: a text is wanted"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, r"messages\[0\].content: parts are"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: the last one is not the user's"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}], "images": ["a", "b"]},
+            "messages: they have places for 1 images and the record has 2",
+        ),
+    ],
+)
+def test_what_is_of_another_form_is_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        ask(fields)

@@ -1,0 +1,66 @@
+"""Text as it grows against text as it is in the end."""
+
+import numpy as np
+import pytest
+
+from jaxfusion.generation.generate import until_stop
+from jaxfusion.serving.text import AnswerText, Detokeniser
+from jaxfusion.text.trained import TrainedTokenizer
+
+TEXTS = ["  一个大的红色的3，and a small 7 \n\n", "wörds 😀, tabs\t and   spaces", "", " ", "aaaaabaaaab", "\n"]
+
+
+@pytest.fixture(scope="module", params=[262, 300], ids=["bytes", "merged"])
+def tokenizer(request):
+    return TrainedTokenizer.train(["a large red 3 at the top, 一个大的红色的3 😀"] * 20, request.param)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_piece_ends_within_a_character_and_together_they_are_the_text(tokenizer, text):
+    detokeniser = Detokeniser(tokenizer)
+    pieces = [detokeniser.add(token) for token in tokenizer.encode(text)]
+    assert "".join(pieces) == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+@pytest.mark.parametrize("stop", [(), ("的红",), ("aab", "aaab"), ("\n",), ("zz", " and"), ("😀, t",)])
+@pytest.mark.parametrize("text", TEXTS)
+def test_however_it_comes_it_is_what_the_whole_would_be(tokenizer, text, stop):
+    rng, ids = np.random.default_rng(0), [*tokenizer.encode(text), tokenizer.eos_id]
+    expected = until_stop(tokenizer.decode(ids), stop).rstrip()
+    told = []
+    for block in (1, 2, 3, 5, len(ids)):
+        growing, taken, pieces = AnswerText(tokenizer, stop), "", []
+        for start in range(0, len(ids), block):
+            growing.add(ids[start : start + block], rng.random(len(ids[start : start + block])))
+            new, more = growing.take()
+            taken, pieces = taken + new, pieces + more
+            assert expected.startswith(taken), "what was sent is taken back"
+        growing.finish()
+        assert taken == taken.rstrip()
+        new, more = growing.take()
+        assert taken + new == expected
+        assert growing.stopped == any(text in tokenizer.text(ids).lstrip() for text in stop)
+        told.append([(piece.text, piece.start, piece.end) for piece in pieces + more])
+    assert all(pieces == told[0] for pieces in told)
+    together = "".join(text for text, _, _ in told[0])
+    assert together.startswith(expected) if stop else together.rstrip() == expected
+
+
+def test_half_a_character_at_the_end_is_told_in_the_end(tokenizer):
+    growing = AnswerText(tokenizer, ())
+    growing.add(tokenizer.encode("x é")[:-1], np.zeros(3))
+    assert growing.take()[0] == "x"
+    growing.finish()
+    text, pieces = growing.take()
+    assert text == " \N{REPLACEMENT CHARACTER}"
+    assert [piece.text for piece in pieces] == [" ", "\N{REPLACEMENT CHARACTER}"]
+    assert growing.count == 3
+
+
+def test_a_stop_text_that_has_only_begun_is_held_back(tokenizer):
+    growing = AnswerText(tokenizer, ("STOP",))
+    for text, taken in (("go ST", "go"), ("OR", " STOR"), ("Y STO", "Y"), ("P more", "")):
+        growing.add(ids := tokenizer.encode(text), np.zeros(len(ids)))
+        assert growing.take()[0] == taken
+    assert growing.stopped
