@@ -133,7 +133,10 @@ def test_wrong_settings_are_named(small_data, tmp_path, fails, argument, message
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--output", "x"], "--output: --mode train does not use it; leave it out, or choose --mode export or prepare"),
+        (
+            ["--output", "x"],
+            "--output: --mode train does not use it; leave it out, or choose --mode generate or export",
+        ),
         (["--mode", "plan", "--profile"], "--profile: --mode plan does not use it; leave it out, or choose"),
         (["--mode", "evaluate", "--prompt", "x"], "--prompt: --mode evaluate does not use it"),
         (["--mode", "export", "--config.train.seed=1"], "--config.train.seed: --mode export does not use it"),
