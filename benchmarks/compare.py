@@ -1,7 +1,8 @@
 """Our step and peers' in turn, each in a process of its own: A B A B, medians, ratios.
 
 On a CPU all processes live at once, and the others sleep while one works. On a GPU, whose memory one step may fill, a
-process takes it when its turn begins, ends with its turn, and starts anew for the next; what XLA compiled is kept.
+process puts its state there when its turn begins, ends with its turn, and starts anew for the next; what XLA compiled
+is kept.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ class Side:
         self.begun = False
 
     def wait(self) -> None:
-        """Until all is done that needs no device's memory."""
+        """Until it is compiled, or imported."""
         self._answer()
 
     def begin(self) -> None:
@@ -119,6 +120,8 @@ def compare(
             for side in sides:
                 side.wait()
         stack.enter_context(measuring(turn))
+        for side in sides:
+            stack.callback(side.stop)  # before another one's turn
         for _ in range(rounds):
             for side in sides:
                 if side.process is None:

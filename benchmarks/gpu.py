@@ -5,6 +5,7 @@ python -m benchmarks.gpu --directory results
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,8 @@ from jaxfusion.errors import UserError
 EPILOG = """\
 What was measured is written after each preset, so that a call which is cut short leaves it, and the same call goes on
 with the presets that are missing. A preset that does not run, for want of memory for example, is a row that says why.
-Compiling takes most of the time: --at-once lets several presets compile together, and each measures alone.
+Compiling takes most of the time: --at-once lets several presets compile together, and each measures alone. XLA tries
+kernels on the card as it compiles, and beside others it may keep slower ones.
 It needs what `import jaxfusion` needs, and for peers torch, transformers and, for adapters, peft.
 
 examples:
@@ -45,9 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(args.at_once) as threads:
         turn = Path(directory) / "turn"
-        for done in as_completed([threads.submit(_result, name, args, turn) for name in args.presets]):
-            failed += [result] if "error" in (result := done.result()) else []
-            _write(args.directory, failed)
+        try:
+            for done in as_completed([threads.submit(_result, name, args, turn) for name in args.presets]):
+                failed += [result] if "error" in (result := done.result()) else []
+                _write(args.directory, failed)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     return int(bool(failed))
 
 
@@ -82,6 +88,8 @@ def _measure(name: str, args: argparse.Namespace, file: Path, turn: Path) -> dic
         )
         if done.returncode == 0:
             return json.loads(file.read_text())
+        if done.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
+            raise KeyboardInterrupt
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         print(f"{name}: {reason}", flush=True)
         ours = done.returncode == 2 and "--peer" not in reason and not any(peer in reason for peer in peers)

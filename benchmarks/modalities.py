@@ -15,8 +15,9 @@ from jaxfusion.config import read_config
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.report import write_report
 from jaxfusion.experiment import train_run
+from jaxfusion.files import write_json
 from jaxfusion.parallel import use_cpu_cores
-from jaxfusion.workdir import EVALUATION, write_json
+from jaxfusion.workdir import EVALUATION
 
 RUNS = {"text and picture": ("image", "text"), "text alone": ("text",), "picture alone": ("image",)}
 

@@ -59,7 +59,7 @@ class Ours:
     """
 
     def __init__(self, preset: Preset, strategy: str = "mesh", count: bool = False):
-        self.preset, self.count = preset, count
+        self.preset = preset
         self.parallel = make_parallel(ParallelConfig(strategy=strategy))
         self.parallel.check_batch_size("--batch-size", preset.batch_size)
         settings = train_settings(preset)
@@ -67,6 +67,7 @@ class Ours:
         self.host_batch = synthetic_batch(preset)
         state = _state_of(preset)
         self.parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        self.flops = model_flops(preset, self.host_batch) | (xla_flops(preset, self.host_batch) if count else {})
 
         start = time.perf_counter()
         step = self.parallel.compile(make_step(self.model, self.optimizer, settings), donate=True)
@@ -76,10 +77,9 @@ class Ours:
         self.trace_seconds, self.compile_seconds = traced - start, time.perf_counter() - traced
 
     def begin(self) -> None:
-        params = random_params(self.model)
-        state = create_state(self.model, self.optimizer, jax.random.key(0), self.preset.trainable, params)
+        create = partial(create_state, self.model, self.optimizer, jax.random.key(0), self.preset.trainable)
         self.batch = self.parallel.put_batch(self.host_batch)
-        self.state, metrics = self.step(self.parallel.put_state(state), self.batch)
+        self.state, metrics = self.step(self.parallel.put_state(create(random_params(self.model))), self.batch)
         self.loss = float(jax.device_get(self.parallel.unreplicate(metrics))["loss"])
         for _ in range(WARM_UP - 1):
             self.state, self.waiting = self.step(self.state, self.batch)
@@ -104,7 +104,7 @@ class Ours:
             "strategy": type(self.parallel).__name__.removesuffix("Parallel").lower(),
             "dtype": preset.model.dtype,
             "attention": preset.model.attention,
-            "layers": "scanned" if is_scanned(getattr(preset.model.decoder, "scan_layers", None)) else "unrolled",
+            "laid_out": [room for room, stack in _stacks(preset.model).items() if not is_scanned(stack.scan_layers)],
             "remat": preset.remat,
             "matmul": preset.matmul,
             "parameters": self.parameters,
@@ -112,7 +112,7 @@ class Ours:
             "trace_seconds": self.trace_seconds,
             "compile_seconds": self.compile_seconds,
             "loss": self.loss,
-            "flops": model_flops(preset, self.host_batch) | (xla_flops(preset, self.host_batch) if self.count else {}),
+            "flops": self.flops,
             "memory": self._peak_memory(),
             "environment": environment(),
         }
@@ -140,7 +140,7 @@ def xla_flops(preset: Preset, batch: Batch) -> dict[str, Any]:
     written out (a library call has no count); the model's count that belongs beside it is the dense one. `loops` says
     that XLA found others: then its count is short.
     """
-    model = build(replace(unrolled(preset.model), attention="xla"))
+    model = build(replace(with_layers(preset.model, scan=False), attention="xla"))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     state = _state_of(preset)
 
@@ -156,13 +156,14 @@ def xla_flops(preset: Preset, batch: Batch) -> dict[str, Any]:
     }
 
 
-def unrolled(model: ModelConfig) -> ModelConfig:
-    """The same model with the layers of its stacks laid out, in place of a loop."""
-    stacks = {name: getattr(model, name) for name in ("vision", "encoder", "decoder")}
-    return replace(
-        model,
-        **{name: replace(stack, scan_layers=False) for name, stack in stacks.items() if hasattr(stack, "scan_layers")},
-    )
+def with_layers(model: ModelConfig, *, scan: bool) -> ModelConfig:
+    """The same model with the layers of its stacks in a loop, or laid out."""
+    return replace(model, **{room: replace(stack, scan_layers=scan) for room, stack in _stacks(model).items()})
+
+
+def _stacks(model: ModelConfig) -> dict[str, Any]:
+    rooms = {name: getattr(model, name) for name in ("vision", "encoder", "decoder")}
+    return {name: room for name, room in rooms.items() if hasattr(room, "scan_layers")}
 
 
 def _state_of(preset: Preset) -> TrainState:

@@ -5,7 +5,6 @@ python -m benchmarks.train_step --preset tiny_vlm --peer transformers
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -22,10 +21,11 @@ from benchmarks.ours import Ours, mfu
 from benchmarks.plan import facts_of, plan_preset
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.table import table
-from benchmarks.turns import compiling, measuring
-from benchmarks.worker import read_preset
+from benchmarks.turns import compiling, measure_to_the_end
+from benchmarks.worker import LAYERS, read_preset
 from jaxfusion.config.model import AttentionKernel
 from jaxfusion.errors import UserError
+from jaxfusion.files import write_json
 from jaxfusion.hardware import HARDWARE
 from jaxfusion.models.float8 import MatMul
 from jaxfusion.models.remat import Remat
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_cpu_cores(preset.batch_size)
             with compiling(args.turn):
                 ours = Ours(preset, args.strategy, args.count_flops)
-            with measuring(args.turn):
-                ours.begin()
-                seconds = ours.seconds(args.steps, args.profile)
+            measure_to_the_end(args.turn)
+            ours.begin()
+            seconds = ours.seconds(args.steps, args.profile)
             result = with_rates({"ours": ours.facts() | {"step_seconds": quartiles(seconds)}})
     except UserError as error:
         return _refuse(error)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {"command": shlex.join(["python", "-m", "benchmarks.train_step", *told]), "preset": args.preset} | result
     show(result)
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.json, result)
     if args.append is not None:
         with args.append.open("a") as stream:
             stream.write("\n" + table([result]))
@@ -135,8 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--attention", choices=get_args(AttentionKernel), help="kernel of ours (default: auto)")
     parser.add_argument("--strategy", choices=("mesh", "pmap"), default="mesh", help="of ours (default: mesh)")
-    parser.add_argument("--unrolled", action="store_true", help="lay ours' layers out, in place of a loop over them")
-    parser.add_argument("--remat", choices=get_args(Remat), help="what of a layer ours computes again (the preset's)")
+    parser.add_argument("--layers", choices=LAYERS, help="of ours (default: laid out on a GPU, elsewhere in a loop)")
+    parser.add_argument(
+        "--remat",
+        choices=get_args(Remat),
+        help="what of a layer ours computes again (default: the preset's); where it is not none, peers do all of it",
+    )
     parser.add_argument("--matmul", choices=get_args(MatMul), help="how ours multiplies (default: as it computes)")
     parser.add_argument("--count-flops", action="store_true", help="count XLA's operations too, which takes a while")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")

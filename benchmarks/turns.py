@@ -1,8 +1,9 @@
 """Who may use the machine when several benchmarks are run at once: all compile together, and one measures alone."""
 
+import atexit
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -18,6 +19,13 @@ def measuring(turn: Path | None) -> Iterator[None]:
     """Within it nobody else compiles or measures; it waits for those who do."""
     with _locked(turn, fcntl.LOCK_EX):
         yield
+
+
+def measure_to_the_end(turn: Path | None) -> None:
+    """`measuring` until the process ends, which alone gives a GPU's memory back."""
+    stack = ExitStack()
+    stack.enter_context(measuring(turn))
+    atexit.register(stack.close)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One side of a comparison, in a process of its own: it makes its step ready, and times as many as it is told to.
 
-It answers with lines of JSON. The first says that all is done for which it needs no device's memory. Then it is told by
+It answers with lines of JSON. The first says that it is compiled, or imported. Then it is told by
 lines on its input: to begin, for which it says what it is; then numbers of steps, for which it says each one's seconds.
 """
 
@@ -13,9 +13,11 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
-from benchmarks.ours import Ours, unrolled
+from benchmarks.ours import Ours, with_layers
 from benchmarks.presets import PRESETS, Preset
 from jaxfusion.errors import UserError
+
+LAYERS = {"scanned": True, "unrolled": False}
 
 
 def main() -> int:
@@ -45,7 +47,9 @@ def read_preset(settings: dict[str, Any]) -> Preset:
         for names in (("dtype", "attention"), ("batch_size", "remat", "matmul"))
     )
     model = replace(preset.model, **of_model)
-    return replace(preset, model=unrolled(model) if settings.get("unrolled") else model, **of_preset)
+    if layers := settings.get("layers"):
+        model = with_layers(model, scan=LAYERS[layers])
+    return replace(preset, model=model, **of_preset)
 
 
 def _prepare(side: str, preset: Preset, settings: dict[str, Any]) -> Callable[[], tuple[Any, dict[str, Any]]]:

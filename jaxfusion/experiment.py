@@ -26,6 +26,7 @@ from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
+from jaxfusion.files import write_json
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
@@ -54,7 +55,6 @@ from jaxfusion.workdir import (
     read_workdir_config,
     resolve,
     with_images_per_row,
-    write_json,
 )
 
 # What a decoder other than a language model may be trained for.

@@ -35,11 +35,12 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
-    debug, mode = "--debug" in (sys.argv if argv is None else argv), ""
+    debug, resumes = "--debug" in (sys.argv if argv is None else argv), False
     try:
         args, rest = _parser().parse_known_args(argv)
         mode, overrides = args.mode, _overrides(rest)
         _check_used(args, overrides)
+        resumes = mode in ("train", "prepare") or args.input is not None
         _quieten(planning=mode == "plan")
         if mode == "train":
             _train(args, overrides)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxfusion: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from what is saved" if mode in ("train", "prepare") else ""
+        goes_on = "; the same command goes on from what is saved" if resumes else ""
         print(f"jaxfusion: stopped{goes_on}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
@@ -212,6 +213,9 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     if args.input is not None:
         return _generate_all(args, overrides)
+    for name in ("output", "shard"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: it belongs to --input, and none was given; leave it out")
     from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampling_of
@@ -315,8 +319,8 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     if args.config is None:
         raise UserError("--config: none was given; name an experiment, for example --config configs/quickstart.py")
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"--output: {args.output.parent} is not a directory; make it first")
+    if args.output is not None and (args.output.is_dir() or not os.access(args.output.parent, os.W_OK)):
+        raise UserError(f"--output: cannot write {args.output}; name a file in a directory that is there")
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for the GPUs that are not there
     config, console = read_config(args.config, overrides, expand), Console()
     wanted, unit = config.plan, config.train.accumulate

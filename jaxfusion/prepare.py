@@ -27,6 +27,7 @@ from jaxfusion.data.packing import ImageSlots
 from jaxfusion.data.prepared import ABOUT, About, Columns, Prepared, check_settings, shards_of, to_bytes
 from jaxfusion.errors import UserError
 from jaxfusion.experiment import Experiment, named_checkpoints, open_experiment, text_checkpoint
+from jaxfusion.files import write_json
 from jaxfusion.models.vlm import Model, Params, apply, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import read_tower
@@ -34,7 +35,7 @@ from jaxfusion.provenance import check_frozen_tower, settings_of, weights_finger
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import freeze
 from jaxfusion.training.progress import Progress, to_go
-from jaxfusion.workdir import LOCK, claimed, write_json
+from jaxfusion.workdir import LOCK, claimed
 
 T = TypeVar("T")
 

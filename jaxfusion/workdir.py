@@ -1,7 +1,6 @@
 """A run's directory: what is in it, whose run it is, and the model that comes out of it."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ FREE_SETTINGS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.remat",
+    *(f"model.{room}.scan_layers" for room in ("vision", "encoder", "decoder")),
     "data.data_dir",
     "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`
     "data.num_threads",
@@ -83,7 +83,8 @@ def claimed(workdir: Path, begun: Callable[[Path], bool], option: str = "--workd
 
 
 def _remove(workdir: Path, made: Sequence[Path]) -> None:
-    for path in workdir.iterdir():
+    # The lock goes last: without it another process may begin here.
+    for path in sorted(workdir.iterdir(), key=lambda path: path.name == LOCK):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -115,13 +116,6 @@ def check_run(workdir: Path, config: Config) -> None:
                 f"{workdir}: it holds a run with config.{key} = {theirs.get(key)!r}, and here it is {ours.get(key)!r}; "
                 "choose another --workdir, or the value it was started with"
             )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a reader, or a run that is killed here, never meets half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def read_workdir_config(workdir: Path) -> Config:

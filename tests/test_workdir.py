@@ -4,6 +4,7 @@ import pytest
 
 from jaxfusion.config import Config, from_dict, to_dict
 from jaxfusion.errors import UserError
+from jaxfusion.files import write_json
 from jaxfusion.workdir import (
     CONFIG,
     check_run,
@@ -14,7 +15,6 @@ from jaxfusion.workdir import (
     make_workdir,
     read_workdir_config,
     resolve,
-    write_json,
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from jaxfusion.bulk.inputs import Id
 from jaxfusion.data.prepared import Setting, check_settings
 from jaxfusion.errors import UserError
-from jaxfusion.workdir import write_json
+from jaxfusion.files import write_json
 
 ABOUT = ".about.json"
 

@@ -18,6 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
+from jaxfusion.hardware import find_hardware
+from jaxfusion.models.rows import device_kind
+
 LOG2E = math.log2(math.e)
 NOTHING = -1e30  # a logit below all others, whose differences are still numbers
 PROGRAMS = 512  # that fill a GPU of 100 to 150 multiprocessors a few times
@@ -349,17 +352,33 @@ def _per_head(block: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, block), lambda i, b, n: (b, n, i))
 
 
-# The fastest of 8 to 20 choices on an H200, for rows of several segments and heads of 64, 128 and 256.
+# The fastest of 8 to 20 choices on an H200, for rows of several segments and heads of 64, 128 and 256 in 16 bits, of
+# those that fit any card's shared memory; of wide heads there is one more choice, for small cards.
 
 
 def _forward_blocks(query: Array, key: Array) -> Blocks:
-    return Blocks(_block(query.shape[1]), _block(key.shape[1]), num_warps=4, num_stages=3)
+    wide = _is_wide(query)
+    keys = _block(key.shape[1], 32 if wide and not _is_large() else 64)
+    return Blocks(_block(query.shape[1]), keys, num_warps=4, num_stages=2 if wide else 3)
 
 
 def _backward_blocks(query: Array, key: Array, for_query: bool) -> Blocks:
-    narrow = not for_query and query.shape[3] > 128  # two sums of a block of keys are more than registers hold
-    keys = _block(key.shape[1], 32 if narrow else 64)
-    return Blocks(_block(query.shape[1]), keys, num_warps=4, num_stages=2)
+    """for_query: for the kernel that gives its gradient, and not that of the keys and values."""
+    small = _is_wide(query) and not _is_large()
+    # Two sums of a block of wide keys are as much as registers hold.
+    keys = 32 if small or (_is_wide(query) and not for_query) else 64
+    queries = _block(query.shape[1], 32 if small else 64)
+    return Blocks(queries, _block(key.shape[1], keys), num_warps=4, num_stages=2)
+
+
+def _is_wide(query: Array) -> bool:
+    return query.shape[3] * query.dtype.itemsize > 256
+
+
+def _is_large() -> bool:
+    """Whether programs have the 160 KB of shared memory that data centres' cards have, and not 99 KB."""
+    card = find_hardware(device_kind())
+    return card is not None and card.compute_capability[1] == 0
 
 
 def _block(length: int, most: int = 64) -> int:

@@ -17,6 +17,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """The name of what the program is compiled for, as JAX has it."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def row_axes() -> tuple[str, ...]:
     """The axes of the mesh in context over which rows are shared; () on one device, and where each device has its own
     program already (pmap)."""

@@ -1,7 +1,7 @@
 """A stack of equal layers, run as one scan or laid out, with the same result.
 
-Its parameters are stacked, which compiles and trains fastest, or one tree a layer (`Unstacked`), which decodes fastest:
-each matrix is read where it lies, and a cache is written where it lies.
+Its parameters are stacked, one array for all layers, in which they are trained and kept; or one tree a layer
+(`Unstacked`), which decodes fastest: each matrix is read where it lies, and a cache is written where it lies.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,11 @@
 """A plan told as it is made: that of the batch that was asked for, then the search for the largest, line by line."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
+from jaxfusion.files import write_json
 from jaxfusion.planning.largest import MAX_COMPILATIONS, best_fit
 from jaxfusion.planning.show import show_plan, size
 from jaxfusion.planning.step import StepPlan
@@ -23,7 +23,7 @@ def tell_plan(first: StepPlan, search: Iterable[StepPlan] | None, console: Conso
 
     def write() -> None:
         if output is not None:
-            output.write_text(json.dumps(to_json(first, tried, largest), indent=2) + "\n")
+            write_json(output, to_json(first, tried, largest))
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -21,9 +21,10 @@ CHUNKS = 8  # at least, so that those without any loss can be skipped
 
 
 class Limits(NamedTuple):
-    """max_logits: that are held at once, about. The gradient by the matrix is read and written once a chunk, which must
-        not take longer than a chunk's products, so a chunk is of no fewer than min_positions, and else of a multiple of
-        `multiple`, which is what matrix products are laid out in.
+    """max_logits: that are held at once, about.
+    min_positions: of a chunk. The gradient by the matrix is read and written once a chunk, which must not take longer
+        than a chunk's products.
+    multiple: of positions that a larger chunk has; matrix products are laid out in such.
     blocks: whether gradients go through the classes in blocks, whose products are small beside the logits. A GPU's
         products are added to where the gradient lies, and many small ones leave most of it idle.
     """
@@ -186,7 +187,7 @@ def _run(
     """(loss, correct, gradient of the loss by hidden, by matrix)"""
     narrow = matrix.astype(hidden.dtype)
     vocab, width = matrix.shape
-    step = _chunk_size(targets.size, vocab, limits)
+    step = chunk_size(targets.size, vocab, limits)
     block = min(vocab, max(1, limits.max_logits // (4 * max(width, step)))) if limits.blocks else vocab
     block = -(-vocab // -(-vocab // block))  # as many blocks, of equal size, so that hardly a class is done twice
 
@@ -229,7 +230,8 @@ def _run(
     return loss, correct, by_hidden, by_matrix.astype(matrix.dtype) if for_matrix else None
 
 
-def _chunk_size(num_positions: int, vocab: int, limits: Limits) -> int:
+def chunk_size(num_positions: int, vocab: int, limits: Limits) -> int:
+    """Positions of a chunk."""
     size = min(limits.max_logits // vocab, num_positions // CHUNKS) // limits.multiple * limits.multiple
     return min(num_positions, max(size, limits.min_positions))
 

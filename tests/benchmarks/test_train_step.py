@@ -65,7 +65,7 @@ def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(t
     results = tmp_path / "RESULTS.md"
     results.write_text("# Before\n")
     arguments = ["--steps", "3", "--strategy", "pmap", "--json", str(path), "--profile", str(trace)]
-    arguments += ["--append", str(results), "--count-flops", "--unrolled", "--remat", "dots"]
+    arguments += ["--append", str(results), "--count-flops", "--layers", "unrolled", "--remat", "dots"]
     done = run(*arguments, devices=devices)
     assert done.returncode == 0, done.stderr
     assert list(trace.rglob("*.xplane.pb"))
@@ -86,7 +86,7 @@ def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(t
     assert ours["mfu"] is None  # nobody knows a CPU's peak
     assert ours["memory"]["bytes"] > 0
     assert 2 < ours["loss"] < 5  # about ln(20)
-    assert (ours["layers"], ours["remat"], ours["matmul"]) == ("unrolled", "dots", "compute")
+    assert (ours["laid_out"], ours["remat"], ours["matmul"]) == (["decoder"], "dots", "compute")
     assert results.read_text().startswith("# Before\n\n2 x cpu; host ")
     assert f"\n\n    {result['command']}\n" in results.read_text()
 

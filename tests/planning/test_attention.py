@@ -25,3 +25,21 @@ def test_cudnn_gives_gradients_of_any_length(make_interval, length):
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, segment_ids)
     kernels = read_program(traced.lower(lowering_platforms=("cuda",)).compile()).kernels
     assert kernels["__cudnn$fmhaSoftmax"] == kernels["__cudnn$fmhaSoftmaxBackward"] == 1
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(("card", "head_dim"), [("l4", 128), ("l4", 256), ("a100", 256)])
+def test_our_kernels_blocks_fit_the_cards_shared_memory(card, head_dim):
+    def loss(query, key, value, segment_ids):
+        return attention(query, key, value, causal(segment_ids)).astype(jnp.float32).sum()
+
+    mesh = described_mesh(card, "1x1x1")
+    sharding = NamedSharding(mesh, PartitionSpec())
+    query, key, segment_ids = (
+        jax.ShapeDtypeStruct((2, 256, *heads), dtype, sharding=sharding)
+        for heads, dtype in (((4, head_dim), jnp.bfloat16), ((1, head_dim), jnp.bfloat16), ((), jnp.int32))
+    )
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, key, key, segment_ids)
+    kernels = read_program(traced.lower(lowering_platforms=("cuda",)).compile()).kernels
+    assert kernels["flash_attention_backward_query"] == kernels["flash_attention_backward_key_value"] == 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfusion.training.cross_entropy import ON_CPU, ON_GPU, CrossEntropy, linear_cross_entropy, logits_loss
+from jaxfusion.training.cross_entropy import ON_CPU, ON_GPU, CrossEntropy, chunk_size, linear_cross_entropy, logits_loss
 
 ROWS, COLUMNS, WIDTH, VOCAB = 3, 400, 8, 37
 OPTIONS = {
@@ -93,6 +93,13 @@ def test_positions_without_a_weight_are_not_computed(limits):
     )
     assert value == pytest.approx(float(expected), rel=1e-5)
     assert max(map(distance, gradients, wanted)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("positions", "vocab", "expected"), [(16_384, 128_256, 512), (32_768, 49_152, 1_280), (300, 128_256, 300)]
+)
+def test_a_gpus_chunk_is_large_and_laid_out_evenly(positions, vocab, expected):
+    assert chunk_size(positions, vocab, ON_GPU) == expected
 
 
 def test_the_first_of_equal_logits_is_the_models_choice():
