@@ -37,6 +37,7 @@ def test_a_run_may_change_what_does_not_touch_its_parameters(tmp_path):
     assert latest_step(tmp_path) == 10
     assert read_workdir_config(tmp_path) == config
     free = to_dict(config) | {"evaluate": {"num_examples": 3}, "parallel": {"strategy": "pmap"}}
+    free["model"]["vision"]["scan_layers"] = free["model"]["decoder"]["scan_layers"] = True
     check_run(tmp_path, from_dict(Config, free))
     with pytest.raises(UserError, match=r"config\.train\.learning_rate = 0\.001, and here it is 0\.1"):
         check_run(tmp_path, from_dict(Config, to_dict(config) | {"train": {"learning_rate": 0.1}}))
