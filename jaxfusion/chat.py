@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
@@ -126,7 +127,8 @@ class Talk:
         growing.cancel()
         text.finish()
         whole.append(text.take()[0])
-        self._print(whole[-1])
+        with suppress(KeyboardInterrupt):  # there is nothing left to end
+            self._print(whole[-1])
         self.console.print()
         return "".join(whole), first, text.count
 

@@ -201,7 +201,8 @@ LONG_RUN = make_config(
 
 def start(workdir: Path, kill_at: int) -> subprocess.Popen:
     """The long run in a process of its own, which is killed when it has done step `kill_at`; 0: never."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")}  # the same program in every process
+    environment = os.environ | cache | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, str(workdir), str(kill_at)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
