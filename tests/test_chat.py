@@ -56,7 +56,7 @@ def test_a_conversation_goes_on_until_it_is_too_long_or_begun_anew(tiny, monkeyp
 
 def test_ctrl_c_ends_the_answer_and_not_the_conversation(tiny, monkeypatch):
     out = Interrupting()
-    lines = talk(tiny, monkeypatch, ["ab", "cd"], out, max_new_tokens=60)  # there is room for two whole ones
+    lines = talk(tiny, monkeypatch, ["ab", "cd"], out, max_new_tokens=24)  # there is room for two whole ones
     assert out.pressed
     counts = [int(line.split()[0]) for line in lines if "tokens/s" in line]
     assert len(counts) == 2  # how far the first one comes depends on how busy the machine is
