@@ -29,8 +29,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 class Side:
     """A worker process and the times it has told."""
 
-    def __init__(self, name: str, settings: dict[str, Any], cache: str):
-        self.name, self.settings, self.cache = name, settings, cache
+    def __init__(self, name: str, settings: dict[str, Any], cache: str, turn: Path | None):
+        self.name, self.settings, self.cache, self.turn = name, settings, cache, turn
         self.process: subprocess.Popen[str] | None = None
         self.facts: dict[str, Any] = {}
         self.seconds: list[float] = []
@@ -38,7 +38,7 @@ class Side:
     def start(self) -> None:
         environment = in_our_path() | {"JAX_COMPILATION_CACHE_DIR": self.cache}
         if self.name == "ours":
-            take_memory_when_needed(environment)
+            set_memory(environment, self.turn)
         else:
             environment["JAX_PLATFORMS"] = "cpu"  # JAX makes a peer's weights and must not take its memory
         command = [sys.executable, "-m", "benchmarks.worker", self.name, json.dumps(self.settings)]
@@ -93,10 +93,15 @@ def in_our_path() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def take_memory_when_needed(environment: MutableMapping[str, str]) -> None:
-    """Of a GPU, and up to what plans count with; JAX's own default is three quarters, at once. Before JAX starts."""
-    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+def set_memory(environment: MutableMapping[str, str], turn: Path | None) -> None:
+    """What JAX takes of a GPU, before it starts: as much as plans count with, where its own default is three quarters.
+
+    It takes all of it at once, so that a step which nearly fills it finds it in one piece; but where others wait for
+    their turn, as it is needed.
+    """
     environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    if turn is not None:
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def compare(
@@ -111,7 +116,7 @@ def compare(
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="compiled-")
         )
-        sides = [Side(name, settings, cache) for name in ("ours", *peers)]
+        sides = [Side(name, settings, cache, turn) for name in ("ours", *peers)]
         for side in sides:
             stack.callback(side.stop)
         with compiling(turn):

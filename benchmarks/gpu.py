@@ -25,7 +25,8 @@ EPILOG = """\
 What was measured is written after each preset, so that a call which is cut short leaves it, and the same call goes on
 with the presets that are missing. A preset that does not run, for want of memory for example, is a row that says why.
 Compiling takes most of the time: --at-once lets several presets compile together, and each measures alone. XLA tries
-kernels on the card as it compiles, and beside others it may keep slower ones.
+kernels on the card as it compiles, and beside others it may keep slower ones; a step that nearly fills the card had
+best be alone.
 It needs what `import jaxfusion` needs, and for peers torch, transformers and, for adapters, peft.
 
 examples:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     failed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(args.at_once) as threads:
-        turn = Path(directory) / "turn"
+        turn = Path(directory) / "turn" if args.at_once > 1 else None
         try:
             for done in as_completed([threads.submit(_result, name, args, turn) for name in args.presets]):
                 failed += [result] if "error" in (result := done.result()) else []
@@ -64,7 +65,7 @@ def _write(directory: Path, failed: list[dict[str, Any]]) -> None:
     (directory / "RESULTS.md").write_text(table(known + failed))
 
 
-def _result(name: str, args: argparse.Namespace, turn: Path) -> dict[str, Any]:
+def _result(name: str, args: argparse.Namespace, turn: Path | None) -> dict[str, Any]:
     file = args.directory / f"{name}.json"
     if file.is_file():
         print(f"{name}: {file} is there already", flush=True)
@@ -75,13 +76,14 @@ def _result(name: str, args: argparse.Namespace, turn: Path) -> dict[str, Any]:
     return result
 
 
-def _measure(name: str, args: argparse.Namespace, file: Path, turn: Path) -> dict[str, Any]:
+def _measure(name: str, args: argparse.Namespace, file: Path, turn: Path | None) -> dict[str, Any]:
+    in_turn = [] if turn is None else ["--turn", str(turn)]
     options = ["--preset", name, "--rounds", str(args.rounds), "--steps", str(args.steps)]
     peers = _peers(name) if args.peers else []
     while True:
         command = [*options, *(["--peer", ",".join(peers)] if peers else [])]
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.train_step", *command, "--json", str(file), "--turn", str(turn)],
+            [sys.executable, "-m", "benchmarks.train_step", *command, "--json", str(file), *in_turn],
             capture_output=True,
             text=True,
             env=in_our_path(),

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import jax
 
 from benchmarks.command_line import Parser, new_file, positive, show
-from benchmarks.compare import compare, quartiles, take_memory_when_needed
+from benchmarks.compare import compare, quartiles, set_memory
 from benchmarks.ours import Ours, mfu
 from benchmarks.plan import facts_of, plan_preset
 from benchmarks.presets import PRESETS, Preset
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.peer:
             result = with_rates(compare(settings, args.peer, args.rounds, args.steps, args.turn))
         else:
-            take_memory_when_needed(os.environ)
+            set_memory(os.environ, args.turn)
             use_cpu_cores(preset.batch_size)
             with compiling(args.turn):
                 ours = Ours(preset, args.strategy, args.count_flops)

@@ -54,7 +54,7 @@ def test_a_conversation_goes_on_until_it_is_too_long_or_begun_anew(tiny, monkeyp
     assert text.count("tokens/s") == 3
 
 
-def test_ctrl_c_ends_the_answer_and_not_the_conversation(tiny, monkeypatch):
+def test_ctrl_c_during_an_answer_does_not_end_the_conversation(tiny, monkeypatch):
     out = Interrupting()
     lines = talk(tiny, monkeypatch, ["ab", "cd"], out, max_new_tokens=24)  # there is room for two whole ones
     assert out.pressed
