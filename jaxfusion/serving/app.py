@@ -17,6 +17,7 @@ from jaxfusion.models.vlm import Model, Params
 from jaxfusion.serving.errors import ApiError, add_handlers
 from jaxfusion.serving.limits import Limits
 from jaxfusion.serving.metrics import CONTENT_TYPE, Measured
+from jaxfusion.serving.page import page_routes
 from jaxfusion.serving.prompts import Reader
 from jaxfusion.serving.protocol import (
     ChatCompletion,
@@ -66,12 +67,13 @@ def make_app(
         async with server.running():
             yield
 
-    app = FastAPI(title="JaxFusion", lifespan=lifespan, docs_url=None, redoc_url=None)
+    page = page_routes()
+    app = FastAPI(title="JaxFusion", lifespan=lifespan, docs_url=None, redoc_url=None, routes=page)
     app.state.server = server
     add_handlers(app)
     most = settings.num_rows + settings.max_waiting
     app.add_middleware(Limits, keys=keys, max_bytes=settings.max_request_bytes, max_requests=most)
-    app.add_middleware(Measured, metrics=server.metrics, paths=PATHS)
+    app.add_middleware(Measured, metrics=server.metrics, paths=PATHS | {route.path for route in page})
     _add_routes(app, server)
     return app
 

@@ -106,5 +106,6 @@ def _tell(bound: socket.socket, config: Config, name: str) -> None:
     console = Console(stderr=True)
     shown = f"[{host}]" if ":" in host else host
     console.print(f"jaxfusion: {config.serve.model_name or name} is served at http://{shown}:{port}/v1", markup=False)
+    console.print(f"jaxfusion: to talk with it, open http://{shown}:{port}/ in a browser", markup=False)
     if not ip_address(host).is_loopback and not api_keys(config):
         console.print(f"jaxfusion: others reach it, and it asks for no key; set {KEYS}", markup=False)

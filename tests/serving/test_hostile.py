@@ -116,7 +116,8 @@ def test_a_bad_request_is_told_so(served, name):
     [
         ("GET", "/v1/chat/completions", {}, 405),
         ("POST", "/v1/../../etc/passwd", {}, 404),
-        ("POST", "/", {}, 404),
+        ("POST", "/", {}, 405),
+        ("GET", "/static/../app.py", {}, 404),
         ("POST", "/v1/chat/completions", {"Content-Type": "text/plain"}, 400),
         ("POST", "/v1/chat/completions", {"Content-Length": "999999999999"}, 413),
     ],
