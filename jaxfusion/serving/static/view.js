@@ -66,7 +66,7 @@ export function showAnswer(log) {
     end(...how) {
       made.classList.remove("growing");
       made.removeAttribute("aria-busy");
-      follow(log, () => tell([...(cut ? ["as long as answers may be"] : []), ...how]));
+      follow(log, () => tell([...(cut ? ["at the length limit"] : []), ...how]));
     },
   };
 }
