@@ -54,9 +54,9 @@ export function showAnswer(log) {
     get text() {
       return text.data;
     },
-    add({ text: more, tokens: new_, end, usage }) {
-      if (!first && (more || new_)) first = (performance.now() - start) / 1000;
-      tokens = usage?.completion_tokens ?? tokens + new_;
+    add({ text: more, tokens: count, end, usage }) {
+      if (!first && (more || count)) first = (performance.now() - start) / 1000;
+      tokens = usage?.completion_tokens ?? tokens + count;
       cut ||= end === "length";
       follow(log, () => {
         if (more) text.appendData(more);
