@@ -2,12 +2,11 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 from jaxfusion.training.meters import Meters
 
@@ -63,6 +62,19 @@ def _sum(name: str, steps: Sequence[Mapping[str, float]]) -> float:
     return sum(step[name] for step in steps)
 
 
+def _summary_writer() -> type:
+    """tensorboardX's, which would import torch where that is installed: seconds at every start for nothing."""
+    unloaded = "torch" not in sys.modules
+    if unloaded:
+        sys.modules["torch"] = None  # an import of it fails now, and tensorboardX goes on without
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if unloaded:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class MetricsLog:
     """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard. A context manager."""
 
@@ -74,7 +86,7 @@ class MetricsLog:
         rewritten.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         os.replace(rewritten, path)
         self._file = path.open("a", buffering=1)  # line by line, so that a kill loses none
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+        self._tensorboard = _summary_writer()(str(workdir / "tensorboard"), purge_step=last_step + 1)
 
     def __enter__(self) -> "MetricsLog":
         return self
