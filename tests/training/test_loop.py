@@ -242,3 +242,4 @@ def kill(_params) -> dict:
 
 if __name__ == "__main__":
     run(replace(LONG_RUN, evaluate=EvaluateConfig(every=int(sys.argv[2]))), Path(sys.argv[1]), kill)
+    assert "torch" not in sys.modules  # which tensorboardX would import, and which takes seconds
