@@ -88,7 +88,7 @@ class ParallelConfig:
 class EvaluateConfig:
     every: int = 0  # steps between evaluations during training; 0: at the end only
     num_examples: int = 1000  # held-out samples, 0: all
-    batch_size: int = 100
+    batch_size: int = 100  # samples read at once, and answers that grow at once, over all devices
     postprocess: bool = False  # clean predicted text before it is compared and shown
 
 
@@ -106,7 +106,7 @@ class GenerateConfig:
     length_penalty: float = 1.0  # a beam's log-probability is divided by its length to this power
     batch_size: int = 32  # answers that grow at once, in bulk (--input)
     num_positions: int = 2048  # of prompt and answer together, in bulk; a prompt that needs more is refused
-    prefix_bytes: int = 0  # of keys and values of prompts' beginnings, in bulk, for records that share pictures
+    prefix_bytes: int = 0  # of keys and values of prompts' beginnings, in bulk and evaluation, for shared pictures
 
 
 @dataclass(frozen=True, kw_only=True)

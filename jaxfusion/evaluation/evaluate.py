@@ -12,14 +12,16 @@ from jaxfusion.batch import Batch
 from jaxfusion.config import Config
 from jaxfusion.config.run import GenerateConfig, ParallelConfig
 from jaxfusion.data.loader import Reader
-from jaxfusion.data.messages import Sample
+from jaxfusion.data.messages import Message, Sample
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
 from jaxfusion.generation.beams import Beams
 from jaxfusion.generation.decode import decoding_params
-from jaxfusion.generation.generate import answer_messages
+from jaxfusion.generation.engine import Request
+from jaxfusion.generation.generate import answer_messages, prompt_segment, until_stop
+from jaxfusion.generation.pool import answer_all
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
@@ -160,19 +162,43 @@ def _read(model: Model, params: Params, batch: Batch) -> tuple[LossSums, jax.Arr
 def _generated(
     config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel, size: int
 ) -> list[str]:
+    wanted, sampling, prompts = config.generate, sampling_of(config.generate), [s.messages[:-1] for s in samples]
+    if isinstance(sampling, Beams):
+        return _searched(config, model, params, prompts, sampling, parallel, size)
+    requests = [
+        Request(
+            segment=prompt_segment(model, messages),
+            sampling=sampling,
+            seed=wanted.seed + place,
+            limit=wanted.max_new_tokens,
+        )
+        for place, messages in enumerate(prompts)
+    ]
+    answers = answer_all(model, params, requests, num_rows=size, prefix_bytes=wanted.prefix_bytes)
+    return [until_stop(model.tokenizer.decode(answer.tokens), wanted.stop) for answer in answers]
+
+
+def _searched(
+    config: Config,
+    model: Model,
+    params: Params,
+    prompts: list[tuple[Message, ...]],
+    beams: Beams,
+    parallel: Parallel,
+    size: int,
+) -> list[str]:
+    """Answers by beam search, in batches of one size."""
     predictions, params = [], decoding_params(params)
-    for start in range(0, len(samples), size):
-        prompts = [sample.messages[:-1] for sample in samples[start : start + size]]
-        filled = prompts + prompts[:1] * (size - len(prompts))
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
         answers = answer_messages(
             model,
             params,
-            filled,
+            part + prompts[:1] * (size - len(part)),
             max_new_tokens=config.generate.max_new_tokens,
-            sampling=sampling_of(config.generate),
-            seed=config.generate.seed + start,
+            sampling=beams,
             stop=config.generate.stop,
             put_batch=parallel.put_batch,
         )
-        predictions += answers[: len(prompts)]
+        predictions += answers[: len(part)]
     return predictions
