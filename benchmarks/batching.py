@@ -88,10 +88,10 @@ def measure(preset: str, num_requests: int, rows: int, longest: int, rounds: int
         "answers_alike": float(alike),
         "tokens_per_second": {name: float(limits.sum() / np.median(times)) for name, times in seconds.items()},
         "continuous_to_static": f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
-    } | ({"note": note} if (note := _all_at_once(num_requests, rows)) else {})
+    } | ({"note": note} if (note := all_at_once(num_requests, rows)) else {})
 
 
-def _all_at_once(num_requests: int, rows: int) -> str:
+def all_at_once(num_requests: int, rows: int) -> str:
     """What to know of a measurement in which no row ever serves a second request."""
     if num_requests > rows:
         return ""

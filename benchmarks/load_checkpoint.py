@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         if args.directory is not None and not args.directory.is_dir():
             raise UserError(f"--directory: {args.directory} is not a directory; make it first")
-        result = compare(args.size * 1_000_000, args.stored, args.dtype, args.rounds, args.directory)
+        result = compare(args.size * 1_000_000, args.stored, args.dtype, args.rounds, args.directory, args.peer)
     except UserError as error:
         print(f"benchmarks.load_checkpoint: {error}", file=sys.stderr)
         return 2
@@ -60,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(num_bytes: int, stored: str, dtype: str, rounds: int, directory: Path | None = None) -> dict[str, Any]:
+def compare(
+    num_bytes: int, stored: str, dtype: str, rounds: int, directory: Path | None = None, peer: bool = True
+) -> dict[str, Any]:
     """Writes a random Llama of about num_bytes and loads it by both, turn by turn, `rounds` times each.
 
     stored: the files' dtype. dtype: the one to load it in. directory: where there is room for the files, for a while.
-    Without transformers and torch there is nothing to compare with, and only ours is measured.
+    peer: whether there is anything to compare with; without transformers and torch there is nothing.
     """
     room = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=directory))
     try:
@@ -73,7 +75,7 @@ def compare(num_bytes: int, stored: str, dtype: str, rounds: int, directory: Pat
         for file in (room / "checkpoint").iterdir():  # into the page cache
             shutil.copyfile(file, os.devnull)
         loaders = ["ours"]
-        if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        if peer and all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
             loaders.append("transformers")
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
         for _ in range(rounds):
@@ -81,10 +83,15 @@ def compare(num_bytes: int, stored: str, dtype: str, rounds: int, directory: Pat
                 runs[name].append(_measure(name, room, dtype))
     finally:
         shutil.rmtree(room)
-    result = {"checkpoint": written, "dtype": dtype, "rounds": rounds}
-    for name in loaders:
-        result[name] = {key: float(np.median([run[key] for run in runs[name]])) for key in runs[name][0]}
-        result[name]["ready_gigabytes_per_second"] = written["bytes"] / 1e9 / result[name]["ready_seconds"]
+    return {"checkpoint": written, "dtype": dtype, "rounds": rounds} | summary(runs, written["bytes"])
+
+
+def summary(runs: dict[str, list[dict[str, float]]], num_bytes: int) -> dict[str, Any]:
+    """The medians of each loader's runs, and transformers' to ours."""
+    result: dict[str, Any] = {}
+    for name, measured in runs.items():
+        result[name] = {key: float(np.median([run[key] for run in measured])) for key in measured[0]}
+        result[name]["ready_gigabytes_per_second"] = num_bytes / 1e9 / result[name]["ready_seconds"]
     if "transformers" in result:
         for key in ("process_seconds", "ready_seconds", "return_seconds", "cpu_seconds", "peak_bytes"):
             result[f"transformers_to_ours_{key}"] = result["transformers"][key] / result["ours"][key]
@@ -171,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stored", choices=DTYPES, default="bfloat16", help="the files' dtype (default: bfloat16)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to load it in (default: float32)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="of each loader (default: 5)")
+    parser.add_argument("--no-peer", dest="peer", action="store_false", help="ours alone")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for the files (default: the system's temporary)")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
     return parser

@@ -26,15 +26,20 @@ def test_the_reference_is_that_of_the_tests(name, softcap):
         np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-12)
 
 
-def test_every_kernel_is_right_on_every_interval(tmp_path, capsys):
+# Of every mask, of an odd length and with logits that are capped; beside these, cases differ in their heads alone.
+SEVERAL = [case for case in CASES if case.name in ("full, odd", "prefix-LM", "packed, window")]
+
+
+def test_kernels_are_right_on_every_kind_of_interval(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "CASES", SEVERAL)
     path = tmp_path / "found.json"
     assert main(["--length", "36", "--rounds", "1", "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert [(row["interval"], row["kernel"]) for row in rows] == [
-        (case.name, kernel) for case in CASES for kernel in ("xla", "pallas")
+        (case.name, kernel) for case in SEVERAL for kernel in ("xla", "pallas")
     ]
     assert {row["length"] for row in rows} == {36, 37}
-    assert capsys.readouterr().out.count("(chosen)") == len(CASES)
+    assert capsys.readouterr().out.count("(chosen)") == len(SEVERAL)
 
 
 def test_a_kernel_that_sees_too_much_is_found(monkeypatch, capsys):
@@ -42,11 +47,10 @@ def test_a_kernel_that_sees_too_much_is_found(monkeypatch, capsys):
         return attention(query, key, value, interval.replace(end=interval.end + 1), **settings)
 
     monkeypatch.setattr(benchmark, "attention", too_much)
-    monkeypatch.setattr(benchmark, "CASES", [case for case in CASES if case.name in ("packed", "prefix-LM")])
+    monkeypatch.setattr(benchmark, "CASES", [case for case in CASES if case.name == "packed"])
     assert main(["--length", "36", "--rounds", "1"]) == 1
     found = capsys.readouterr().err.splitlines()
-    wrong = [f"{kernel} is wrong: {name}" for name in ("packed", "prefix-LM") for kernel in ("xla", "pallas")]
-    assert found == [f"benchmarks.attention: {line}" for line in wrong]
+    assert found == [f"benchmarks.attention: {kernel} is wrong: packed" for kernel in ("xla", "pallas")]
 
 
 def test_a_mistake_is_one_line(capsys):
