@@ -37,7 +37,8 @@ def new_file(text: str) -> Path:
 def report(module: str, argv: Sequence[str], result: dict[str, Any], file: Path | None) -> None:
     """Shows what a benchmark found, and writes it: its command, and the environment unless it says more itself."""
     command = shlex.join(["python", "-m", module, *argv])
-    result = {"command": command, "environment": environment(), **result}
+    where = result.get("environment") or environment()  # a parent of those who measure leaves the devices to them
+    result = {"command": command, "environment": where, **result}
     show(result)
     if file is not None:
         file.write_text(json.dumps(result, indent=2) + "\n")

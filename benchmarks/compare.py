@@ -1,6 +1,7 @@
-"""Our step and peers' in turn, each in a process of its own: A B A B, medians, ratios.
+"""Our side and peers' in turn, each in a process of its own: A B A B, medians, ratios; of training's step, and of
+whatever else is timed in turn.
 
-On a CPU all processes live at once, and the others sleep while one works. On a GPU, whose memory one step may fill, a
+On a CPU all processes live at once, and the others sleep while one works. On a GPU, whose memory one side may fill, a
 process puts its state there when its turn begins, ends with its turn, and starts anew for the next; what XLA compiled
 is kept.
 """
@@ -11,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,26 @@ from benchmarks.turns import compiling, measuring
 from jaxfusion.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-# How far a peer's first loss may be from ours, relatively: the same numbers, rounded elsewhere.
+# How far a peer's first loss, or log-probability, may be from ours, relatively: the same numbers, rounded elsewhere.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 class Side:
-    """A worker process and the times it has told."""
+    """A worker process, and what it has told of itself. module: what it runs, a caller of `worker.answer`."""
 
-    def __init__(self, name: str, settings: dict[str, Any], cache: str, turn: Path | None):
-        self.name, self.settings, self.cache, self.turn = name, settings, cache, turn
+    def __init__(self, name: str, settings: dict[str, Any], module: str):
+        self.name, self.settings, self.module = name, settings, module
         self.process: subprocess.Popen[str] | None = None
         self.facts: dict[str, Any] = {}
-        self.seconds: list[float] = []
 
-    def start(self) -> None:
-        environment = in_our_path() | {"JAX_COMPILATION_CACHE_DIR": self.cache}
+    def start(self, cache: str, turn: Path | None) -> None:
+        """cache: the directory of what XLA compiled. turn: see `turns`."""
+        environment = in_our_path() | {"JAX_COMPILATION_CACHE_DIR": cache}
         if self.name == "ours":
-            set_memory(environment, self.turn)
+            set_memory(environment, turn)
         else:
             environment["JAX_PLATFORMS"] = "cpu"  # JAX makes a peer's weights and must not take its memory
-        command = [sys.executable, "-m", "benchmarks.worker", self.name, json.dumps(self.settings)]
+        command = [sys.executable, "-m", self.module, self.name, json.dumps(self.settings)]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
@@ -52,10 +53,7 @@ class Side:
         self._answer()
 
     def begin(self) -> None:
-        self.facts, self.begun = self._ask("begin"), True
-
-    def time(self, steps: int) -> None:
-        self.seconds += self._ask(str(steps))
+        self.facts, self.begun = self.ask("begin"), True
 
     def stop(self) -> None:
         if self.process is not None:
@@ -66,9 +64,10 @@ class Side:
             self.errors.close()
             self.process = None
 
-    def _ask(self, line: str) -> Any:
+    def ask(self, question: Any) -> Any:
+        """The answer to what is said as a line of JSON."""
         with contextlib.suppress(BrokenPipeError):  # it has ended, and what it said last is the answer
-            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.write(f"{json.dumps(question)}\n")
             self.process.stdin.flush()
         return self._answer()
 
@@ -104,24 +103,17 @@ def set_memory(environment: MutableMapping[str, str], turn: Path | None) -> None
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def compare(
-    settings: dict[str, Any], peers: list[str], rounds: int, steps: int, turn: Path | None = None
-) -> dict[str, Any]:
-    """settings: of `worker.read_preset`, and of ours. steps: of each side in each of the rounds. turn: see `turns`.
-
-    Raises UserError where a side cannot run, and where a peer's first loss is not ours, since then it is not the same
-    model that is timed.
-    """
+def take_turns(sides: Sequence[Side], rounds: int, use: Callable[[Side], None], turn: Path | None = None) -> None:
+    """Calls `use` with each side, ours first, in each of the rounds, when it is ready. turn: see `turns`."""
     with ExitStack() as stack:
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="compiled-")
         )
-        sides = [Side(name, settings, cache, turn) for name in ("ours", *peers)]
         for side in sides:
             stack.callback(side.stop)
         with compiling(turn):
             for side in sides:
-                side.start()
+                side.start(cache, turn)
             for side in sides:
                 side.wait()
         stack.enter_context(measuring(turn))
@@ -130,16 +122,33 @@ def compare(
         for _ in range(rounds):
             for side in sides:
                 if side.process is None:
-                    side.start()
+                    side.start(cache, turn)
                     side.wait()
                 if not side.begun:
                     side.begin()
-                    _check_loss(sides[0], side)
-                side.time(steps)
-                print(f"{side.name}: {1e3 * np.median(side.seconds):.4g} ms a step", file=sys.stderr, flush=True)
+                use(side)
                 if sides[0].facts["environment"]["platform"] != "cpu":
                     side.stop()
-    return {side.name: side.facts | {"step_seconds": quartiles(side.seconds)} for side in sides}
+
+
+def compare(
+    settings: dict[str, Any], peers: list[str], rounds: int, steps: int, turn: Path | None = None
+) -> dict[str, Any]:
+    """settings: of `worker.read_preset`, and of ours. steps: of each side in each of the rounds. turn: see `turns`.
+
+    Raises UserError where a side cannot run, and where a peer's first loss is not ours, since then it is not the same
+    model that is timed.
+    """
+    sides = [Side(name, settings, "benchmarks.worker") for name in ("ours", *peers)]
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+
+    def time_steps(side: Side) -> None:
+        _check_loss(sides[0], side)
+        seconds[side.name] += side.ask(steps)
+        print(f"{side.name}: {1e3 * np.median(seconds[side.name]):.4g} ms a step", file=sys.stderr, flush=True)
+
+    take_turns(sides, rounds, time_steps, turn)
+    return {side.name: side.facts | {"step_seconds": quartiles(seconds[side.name])} for side in sides}
 
 
 def _check_loss(ours: Side, side: Side) -> None:

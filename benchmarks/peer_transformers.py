@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +21,28 @@ from jaxfusion.pretrained.whole import MODULES
 
 
 def make_peer(preset: Preset, *, compiled: bool) -> Peer:
-    settings = deepcopy(preset.checkpoint)
-    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    with DEVICE:
-        model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-    model = _freeze(model, _fill(model, preset), preset)
+    config, model = make_model(preset)
+    model = _freeze(model, fill(model, preset), preset)
     if preset.remat != "none":  # the one choice there is: a layer is computed again as a whole
         model.gradient_checkpointing_enable()
     vision = preset.model.vision
     padded = pad(synthetic_batch(preset), config.image_token_id, shifted=True, mean=vision.mean, std=vision.std)
-    inputs = {name: value.to(DEVICE) for name, value in _inputs(padded, config.model_type).items()}
+    inputs = {name: value.to(DEVICE) for name, value in inputs_of(padded, config.model_type).items()}
     peer = Peer(preset, lambda model: model(**inputs, use_cache=False).loss, model, padded.tokens.shape)
     if compiled:
         peer.model = torch.compile(model)
     return peer
 
 
-def _fill(model: torch.nn.Module, preset: Preset) -> dict[str, str]:
+def make_model(preset: Preset) -> tuple[Any, torch.nn.Module]:
+    """Its configuration, and the model on the device with weights of its own."""
+    settings = deepcopy(preset.checkpoint)
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with DEVICE:
+        return config, transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+
+
+def fill(model: torch.nn.Module, preset: Preset) -> dict[str, str]:
     """Puts our weights into the model; the path in ours of each of its parameters. What is left out is not used."""
     leaves = flatten(random_params(build(preset.model)))
     parameters, paths = dict(model.named_parameters()), {}
@@ -71,7 +77,7 @@ def _freeze(model: torch.nn.Module, paths: dict[str, str], preset: Preset) -> to
     )
 
 
-def _inputs(padded: Padded, model_type: str) -> dict[str, torch.Tensor]:
+def inputs_of(padded: Padded, model_type: str) -> dict[str, torch.Tensor]:
     """As the family's processor and a padding collator give them."""
     pixels = torch.from_numpy(padded.images).permute(0, 1, 4, 2, 3).contiguous()
     inputs = {

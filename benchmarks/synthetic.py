@@ -1,5 +1,7 @@
 """Batches made on the host from a seed: the shapes and the padding of real ones, and nothing worth learning."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from benchmarks.presets import Preset
@@ -66,6 +68,21 @@ def synthetic_batch(preset: Preset, seed: int = 0) -> Batch:
         else None,
         packed=segments > 1,
     )
+
+
+def prompt_batch(preset: Preset, rows: int, text_tokens: int) -> Batch:
+    """Prompts to answer: a row is an image and so many tokens of text, and none is padded."""
+    length = prompt_length(preset, text_tokens)
+    shape = {"batch_size": rows, "row_length": length, "images_per_row": 1, "segments_per_row": 1, "shortest": 1.0}
+    batch = synthetic_batch(replace(preset, **shape))
+    return batch.replace(prompt_mask=batch.segment_ids > 0)
+
+
+def prompt_length(preset: Preset, text_tokens: int) -> int:
+    """Positions of a prompt of `prompt_batch`."""
+    model = preset.model
+    placed = model.vision is not None and isinstance(model.fusion, PlaceFusionConfig)
+    return text_tokens + (model.tokens_per_image if placed else 0)
 
 
 def _segment_lengths(rng: np.random.Generator, total: int, segments: int, shortest: int) -> np.ndarray:

@@ -1,8 +1,4 @@
-"""One side of a comparison, in a process of its own: it makes its step ready, and times as many as it is told to.
-
-It answers with lines of JSON. The first says that it is compiled, or imported. Then it is told by
-lines on its input: to begin, for which it says what it is; then numbers of steps, for which it says each one's seconds.
-"""
+"""One side of a comparison, in a process of its own: it makes its step ready, and times as many as it is told to."""
 
 import json
 import os
@@ -19,23 +15,31 @@ from jaxfusion.errors import UserError
 
 LAYERS = {"scanned": True, "unrolled": False}
 
+# What answers questions, and the facts of the side.
+Begun = tuple[Callable[[Any], Any], dict[str, Any]]
 
-def main() -> int:
+
+def answer(prepare: Callable[[str, dict[str, Any]], Callable[[], Begun]]) -> int:
+    """A worker's life, in lines of JSON: the first one that it writes says that it is compiled, or imported. The first
+    one that it reads has it begin, for which it says what it is; each further one is a question.
+
+    prepare: makes the side that the command line names, of the settings there, ready to begin.
+    """
     side, settings = sys.argv[1], json.loads(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     try:
-        begin = _prepare(side, read_preset(settings), settings)
+        begin = prepare(side, settings)
         print(json.dumps({"ready": True}), file=answers)
         if not sys.stdin.readline():
             return 0
-        timed, facts = begin()
+        ask, facts = begin()
     except UserError as error:
         print(json.dumps({"error": str(error)}), file=answers)
         return 2
     print(json.dumps(facts), file=answers)
     for line in sys.stdin:
-        print(json.dumps(timed.seconds(int(line))), file=answers)
+        print(json.dumps(ask(json.loads(line))), file=answers)
     return 0
 
 
@@ -52,16 +56,17 @@ def read_preset(settings: dict[str, Any]) -> Preset:
     return replace(preset, model=model, **of_preset)
 
 
-def _prepare(side: str, preset: Preset, settings: dict[str, Any]) -> Callable[[], tuple[Any, dict[str, Any]]]:
+def _prepare(side: str, settings: dict[str, Any]) -> Callable[[], Begun]:
+    preset = read_preset(settings)
     if side == "ours":
         from jaxfusion.parallel import use_cpu_cores
 
         use_cpu_cores(preset.batch_size)
         ours = Ours(preset, settings["strategy"], settings["count_flops"])
 
-        def begin() -> tuple[Ours, dict[str, Any]]:
+        def begin() -> Begun:
             ours.begin()
-            return ours, ours.facts()
+            return ours.seconds, ours.facts()
 
         return begin
     versions = {"torch": metadata.version("torch")}
@@ -75,7 +80,7 @@ def _prepare(side: str, preset: Preset, settings: dict[str, Any]) -> Callable[[]
     return lambda: _begin(side, make_peer(preset), versions)
 
 
-def _begin(side: str, peer: Any, versions: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+def _begin(side: str, peer: Any, versions: dict[str, str]) -> Begun:
     try:
         peer.warm_up()
     except Exception as error:  # of many kinds, as compilers and their surroundings fail
@@ -83,8 +88,8 @@ def _begin(side: str, peer: Any, versions: dict[str, str]) -> tuple[Any, dict[st
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--peer: torch.compile failed ({reason}); compare with transformers") from None
-    return peer, versions | peer.facts()
+    return peer.seconds, versions | peer.facts()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(_prepare))

@@ -1,4 +1,4 @@
-"""Peers have our loss and train what we do: small models of each architecture that a preset has."""
+"""Peers have our loss, train what we do and say what we say: small models of each architecture that a preset has."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import peer_torch, peer_transformers
+from benchmarks import decode_worker, peer_torch, peer_transformers
 from benchmarks.presets import PRESETS
 from benchmarks.synthetic import synthetic_batch
 from benchmarks.weights import random_params
@@ -71,3 +71,16 @@ def test_the_plain_tagger_has_our_loss():
     ours = jax.jit(partial(loss, model))(params, synthetic_batch(preset))
     np.testing.assert_allclose(peer.loss, ours, rtol=1e-5)
     assert sum(map(np.size, jax.tree.leaves(params))) == sum(parameter.numel() for parameter in peer.trained)
+
+
+def test_transformers_generate_says_the_same(monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", small("paligemma_3b"))  # whose prompts see all of themselves
+    settings, found = {"preset": "small", "text_tokens": 5, "new_tokens": 8}, {}
+    for side in ("ours", "transformers"):
+        ask, facts = decode_worker.prepare(side, settings)()
+        found[side] = ask([2, 1])
+        assert facts["parameters"] > 0 and min(found[side]["prefill_seconds"] + found[side]["decode_seconds"]) > 0
+    ours, theirs = found.values()
+    np.testing.assert_array_equal(ours["tokens"], theirs["tokens"])
+    np.testing.assert_allclose(ours["first_logprobs"], theirs["first_logprobs"], rtol=1e-5)
+    assert np.shape(ours["tokens"]) == (2, 8) and np.ptp(ours["first_logprobs"]) > 1e-4  # which depend on the prompt

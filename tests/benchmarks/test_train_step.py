@@ -1,4 +1,5 @@
-"""The benchmark as it is run: in a process where only the libraries that models need can be imported."""
+"""The benchmark as it is run: in a process where only the libraries that models need can be imported. So is our side
+of `benchmarks.decode`."""
 
 import json
 import os
@@ -39,14 +40,21 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 
+from benchmarks import decode, decode_worker
+from benchmarks.decode_ours import Ours
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.train_step import main
-from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, VGGConfig
+from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, TransformerDecoderConfig, VGGConfig
 
 vision = VGGConfig(image_size=4, stage_depths=(1,), stage_widths=(8,))
-model = ModelConfig(width=16, text_embedding=TextEmbeddingConfig(vocab_size=20), vision=vision)
+text, decoder = TextEmbeddingConfig(vocab_size=20), TransformerDecoderConfig(num_layers=1)
+model = ModelConfig(width=16, text_embedding=text, vision=vision, decoder=decoder)
 PRESETS["tiny"] = Preset(summary="", model=model, batch_size=4, row_length=12, images_per_row=1)
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+generation = Ours(PRESETS["tiny"], 3, 5)
+generation.ready(2)
+print("generated", *generation.generate()[0].shape)
+sys.exit(code)
 """
 
 
@@ -68,6 +76,7 @@ def test_a_run_needs_only_the_libraries_of_the_models_and_writes_what_it_found(t
     arguments += ["--append", str(results), "--count-flops", "--layers", "unrolled", "--remat", "dots"]
     done = run(*arguments, devices=devices)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("generated 2 5\n")
     assert list(trace.rglob("*.xplane.pb"))
     result = json.loads(path.read_text())
     assert result["command"] in done.stdout
@@ -112,7 +121,8 @@ def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
 
 def test_the_models_own_count_leaves_out_what_is_frozen():
     preset = PRESETS["tiny_vlm"]
-    frozen = replace(preset, trainable=("projector/*",))
+    shallow = {room: replace(getattr(preset.model, room), num_layers=1) for room in ("vision", "decoder")}
+    frozen = replace(preset, model=replace(preset.model, **shallow), trainable=("projector/*",))
     batch = synthetic_batch(frozen)
     assert 1 < xla_flops(frozen, batch)["xla_to_model_dense"] < 1.15
     counted = model_flops(frozen, batch)

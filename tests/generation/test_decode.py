@@ -12,6 +12,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.generation import decode
 from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.sampling import Sampling
+from jaxfusion.training.compilations import counted_compilations
 from tests.models.test_vlm import CASES, make_model, random_params, random_segment
 
 GENERATING = [name for name in CASES if make_model(**CASES[name]).config.decoder.kind == "transformer"]
@@ -146,3 +147,19 @@ def test_what_cannot_be_generated_is_refused():
         jaxfusion.generate_tokens(tagger, params, batch, max_new_tokens=1)
     with pytest.raises(ValueError, match="packed=False"):
         jaxfusion.generate_tokens(model, params, batch.replace(packed=True), max_new_tokens=1)
+
+
+def test_there_is_one_program_for_all_answers_of_a_bucket():
+    decoder = {"kind": "transformer", "num_layers": 1, "num_heads": 2, "scan_layers": False}
+    model = make_model(vision=None, decoder=decoder)
+    params = decoding_params(random_params(model))
+    batch = pack([[random_segment(np.random.default_rng(0), model, "place", 0)]] * 2, 20, 0)
+
+    def compiled(new: int) -> int:
+        with counted_compilations() as count:
+            jaxfusion.generate_tokens(model, params, batch, max_new_tokens=new, seed=new)
+            return count()
+
+    # Prompts and blocks have a program each, whose caches of 32 positions are enough for up to 12 tokens.
+    assert compiled(3) >= 2
+    assert [compiled(new) for new in (1, 5, 12)] == [0, 0, 0]

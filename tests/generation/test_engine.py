@@ -1,12 +1,14 @@
 """Continuous batching against each request alone: whoever stands beside it, whenever it joins."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import jaxfusion
 from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.generation.engine import BusyError, ClosedError, Engine, Request
 from jaxfusion.generation.sampling import Sampling
@@ -67,18 +69,29 @@ def small():
     return model, random_params(model)
 
 
-def test_nothing_is_compiled_for_a_request_of_a_known_shape(small):
-    rng, engine = np.random.default_rng(1), Engine(*small, num_rows=2, num_positions=64, eos=EOS)
+def test_nothing_is_compiled_but_for_the_first_prompt_of_a_bucket(small):
+    rng, engine = np.random.default_rng(1), Engine(*small, num_rows=2, num_positions=104, eos=EOS)
+
+    def compiled(requests: list[Request]) -> int:
+        with counted_compilations() as count:
+            answers = [engine.submit(request) for request in requests]
+            while engine.turn():
+                pass
+            assert all(answer.end for answer in answers)
+            return count()
+
+    def of_length(length: int) -> Request:
+        request = random_request(rng, small[0], 0)
+        columns = request.segment._asdict()
+        columns |= {name: np.resize(column, length) for name, column in columns.items() if name != "images"}
+        return replace(request, segment=Segment(**columns))
+
     for _ in range(2):  # the second one joins beside the first
         engine.submit(random_request(rng, small[0], 0))
         engine.turn()
-    with counted_compilations() as count:
-        before = count()
-        answers = [engine.submit(random_request(rng, small[0], 0)) for _ in range(6)]
-        while engine.turn():
-            pass
-        assert count() == before
-    assert all(answer.end for answer in answers)
+    assert compiled([random_request(rng, small[0], 0) for _ in range(6)]) == 0
+    # Prompts are read in rows of 32 positions, of 64 and so on.
+    assert [length for length in (1, 32, 33, 50, 64) if compiled([of_length(length)])] == [33]
 
 
 def test_who_cancels_makes_room_for_who_waits(small):
