@@ -14,6 +14,7 @@ from jaxfusion.config import Config
 from jaxfusion.data.messages import Image, Message, answer, ask
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import sampling_of
+from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.engine import Answer, Engine, Request
 from jaxfusion.generation.generate import check_prompts, prompt_segment, read_images
 from jaxfusion.generation.sampling import Sampling
@@ -43,7 +44,8 @@ def chat(
     if not isinstance(sampling, Sampling):
         raise UserError(f"config.generate.num_beams: {config.generate.num_beams} is not for --mode chat; set it to 1")
     room = {name: getattr(config.serve, name) for name in ("num_positions", "prefix_bytes")}
-    engine = Engine(model, params, num_rows=1, max_images=config.serve.max_images, **room)
+    room |= {"max_images": config.serve.max_images, "cache_dtype": config.generate.cache_dtype}
+    engine = Engine(model, decoding_params(params, config.generate.weights), num_rows=1, **room)
     talk = Talk(model, config, sampling, engine, prepare, console)
     # Of its own, so that Ctrl-C stops what is said and not the engine.
     thread = Thread(target=engine.run, name="engine", daemon=True)

@@ -220,6 +220,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampling_of
     from jaxfusion.generation.classify import classify
+    from jaxfusion.generation.decode import decoding_params
     from jaxfusion.generation.generate import generate
     from jaxfusion.text.postprocess import postprocess
     from jaxfusion.workdir import load_run, read_labels
@@ -233,6 +234,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         (text,) = classify(model, params, prompts, images, labels=read_labels(workdir))
     else:
         wanted = config.generate
+        params = decoding_params(params, wanted.weights)
         (text,) = generate(
             model,
             params,
@@ -242,6 +244,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             sampling=sampling_of(wanted),
             seed=wanted.seed,
             stop=wanted.stop,
+            cache_dtype=wanted.cache_dtype,
         )
     print(postprocess(text) if config.evaluate.postprocess else text)
 
@@ -352,25 +355,28 @@ def _chat(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _asked(args: argparse.Namespace, overrides: dict[str, str]):
-    """The settings of a run or a checkpoint that people ask, its name, and what loads it: the model, its parameters and
-    what is to be done with what people write."""
+    """The settings of a run or a checkpoint that people ask, its name, and what loads it: the model, its parameters for
+    decoding, of which no others are kept, and what is to be done with what people write."""
     import jax
 
     import jaxfusion
     from jaxfusion.compilation_cache import use_compilation_cache
     from jaxfusion.config import Config, override
     from jaxfusion.data.tasks import prepare_text
+    from jaxfusion.generation.decode import decoding_params
     from jaxfusion.workdir import load_run
 
     def load_trained():
         use_compilation_cache()
         data, language = config.data, config.data.languages[0]
-        return *load_run(workdir), lambda text: prepare_text(text, language, data)
+        model, params = load_run(workdir)
+        return model, decoding_params(params, config.generate.weights), lambda text: prepare_text(text, language, data)
 
     def load_checkpoint():
         use_compilation_cache()
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return *jaxfusion.load(args.checkpoint, dtype=dtype), lambda text: text
+        model, params = jaxfusion.load(args.checkpoint, dtype=dtype)
+        return model, decoding_params(params, config.generate.weights), lambda text: text
 
     if args.checkpoint is None:
         config, workdir = _trained(args, overrides)

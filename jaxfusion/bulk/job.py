@@ -22,6 +22,7 @@ from jaxfusion.data.prepared import Setting
 from jaxfusion.data.tasks import prepare_text
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import sampling_of
+from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.engine import Answer, Engine, Request
 from jaxfusion.generation.generate import prompt_segment, read_images, until_stop
 from jaxfusion.generation.sampling import Sampling
@@ -69,6 +70,7 @@ def bulk_run(
         del settings[f"config.generate.{name}"]
     if count > 1:  # or another process would have other records than before
         settings["the number of records"] = len(records.ids)
+    params = decoding_params(params, config.generate.weights)
     job = Job(config, model, params, records, prompt, sampling)
     with open_answers(path, settings) as answers:
         if len(jax.local_devices()) > 1:
@@ -201,6 +203,7 @@ def _engine(job: Job, rows: int) -> Engine:
         max_images=images,
         max_waiting=rows,
         prefix_bytes=wanted.prefix_bytes,
+        cache_dtype=wanted.cache_dtype,
     )
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 from jaxfusion.config.model import ModelConfig
 
 FrozenDtype = Literal["compute", "float32", "int8"]
+CacheDtype = Literal["compute", "bfloat16", "int8"]
+Weights = Literal["given", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()  # texts before the first of which an answer ends
     num_beams: int = 1  # more: beam search, which draws nothing
     length_penalty: float = 1.0  # a beam's log-probability is divided by its length to this power
+    cache_dtype: CacheDtype = "compute"  # of keys and values: model.dtype; smaller ones change answers a little
+    weights: Weights = "given"  # of the decoder's linear layers: as they are kept; 8 bits change answers a little
     batch_size: int = 32  # answers that grow at once, in bulk (--input)
     num_positions: int = 2048  # of prompt and answer together, in bulk; a prompt that needs more is refused
     prefix_bytes: int = 0  # of keys and values of prompts' beginnings, in bulk and evaluation, for shared pictures

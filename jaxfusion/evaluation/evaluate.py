@@ -163,6 +163,7 @@ def _generated(
     config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel, size: int
 ) -> list[str]:
     wanted, sampling, prompts = config.generate, sampling_of(config.generate), [s.messages[:-1] for s in samples]
+    params = decoding_params(params, wanted.weights)
     if isinstance(sampling, Beams):
         return _searched(config, model, params, prompts, sampling, parallel, size)
     requests = [
@@ -174,7 +175,8 @@ def _generated(
         )
         for place, messages in enumerate(prompts)
     ]
-    answers = answer_all(model, params, requests, num_rows=size, prefix_bytes=wanted.prefix_bytes)
+    room = {"num_rows": size, "prefix_bytes": wanted.prefix_bytes, "cache_dtype": wanted.cache_dtype}
+    answers = answer_all(model, params, requests, **room)
     return [until_stop(model.tokenizer.decode(answer.tokens), wanted.stop) for answer in answers]
 
 
@@ -188,7 +190,7 @@ def _searched(
     size: int,
 ) -> list[str]:
     """Answers by beam search, in batches of one size."""
-    predictions, params = [], decoding_params(params)
+    predictions = []
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
         answers = answer_messages(
@@ -198,6 +200,7 @@ def _searched(
             max_new_tokens=config.generate.max_new_tokens,
             sampling=beams,
             stop=config.generate.stop,
+            cache_dtype=config.generate.cache_dtype,
             put_batch=parallel.put_batch,
         )
         predictions += answers[: len(part)]

@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfusion.batch import Batch
+from jaxfusion.config.run import CacheDtype
 from jaxfusion.errors import UserError
 from jaxfusion.generation.decode import cache_length, check_generates, decoding_params, empty_cache
 from jaxfusion.models.stack import Unstacked
@@ -56,6 +57,7 @@ def beam_search(
     beams: Beams,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None = None,
+    cache_dtype: CacheDtype = "compute",
 ) -> Int[np.ndarray, "B N"]:
     """The best answer of each row; arguments and errors as of `generate_tokens`.
 
@@ -66,18 +68,24 @@ def beam_search(
     if batch.packed:
         raise ValueError("beam_search takes one prompt a row: make the batch with packed=False")
     eos = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
-    tokens = _search(model, beams, max_new_tokens, eos, decoding_params(params), jax.tree.map(jnp.asarray, batch))
-    return np.asarray(tokens)
+    params, batch = decoding_params(params), jax.tree.map(jnp.asarray, batch)
+    return np.asarray(_search(model, beams, max_new_tokens, eos, cache_dtype, params, batch))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _search(
-    model: Model, beams: Beams, num_new: int, eos: tuple[int, ...], params: Params, batch: Batch
+    model: Model,
+    beams: Beams,
+    num_new: int,
+    eos: tuple[int, ...],
+    cache_dtype: CacheDtype,
+    params: Params,
+    batch: Batch,
 ) -> Int[Array, "B N"]:
     num_rows, num_positions = batch.tokens.shape
     width, vocab_size = beams.num_beams, model.config.text_embedding.vocab_size
     real = batch.segment_ids > 0
-    cache = empty_cache(model, num_rows, cache_length(num_positions + num_new))
+    cache = empty_cache(model, num_rows, cache_length(num_positions + num_new), cache_dtype)
     logits, cache, visual = apply(model, params, batch.replace(prompt_mask=real), cache, method="prefill")
     # From here on a row of the model is a beam: the beams of the first row, then those of the second.
     lengths = jnp.repeat(jnp.sum(real, axis=1, dtype=jnp.int32), width)

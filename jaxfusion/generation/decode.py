@@ -9,7 +9,7 @@ Every row has settings, key and limit of its own, and nothing of a row depends o
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import TransformerDecoderConfig
+from jaxfusion.config.run import CacheDtype, Weights
 from jaxfusion.errors import UserError
 from jaxfusion.generation.sampling import GREEDY, Sampling, Samplings, draw, seed_keys
+from jaxfusion.models.int8 import is_int8, quantise_kernel
+from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.stack import Unstacked
-from jaxfusion.models.transformer import KVCache
 from jaxfusion.models.vlm import Model, Params, apply
 
 # Tokens that a program chooses before the host looks whether all rows have ended.
@@ -49,7 +51,7 @@ class Wanted:
 class DecodeState:
     """Rows whose answers grow.
 
-    cache:  of each layer, float[B, S, G, H] keys and values.
+    cache:  of each layer, keys and values [B, S, G, H].
     length: positions of the cache that are filled. last: the newest token, which is not in it yet.
     count:  tokens chosen so far. ended: what comes after means nothing.
     seen:   which tokens of the vocabulary prompt and answer hold.
@@ -74,30 +76,46 @@ class Chosen(NamedTuple):
     logprobs: Float[Array, "B N"]
 
 
-def decoding_params(params: Params) -> Params:
-    """The parameters with each decoder layer's on their own, which a step reads where they lie; given ones stay so."""
+def decoding_params(params: Params, weights: Weights = "given") -> Params:
+    """The parameters with each decoder layer's on their own, which a step reads where they lie; given ones stay so.
+
+    weights: "int8": with the kernels of the decoder's linear layers in 8 bits, see `jaxfusion.models.int8`.
+    """
+    _check_choice("weights", weights, Weights)
+
+    def kernel_in_8_bits(path: Any, leaf: Any) -> Any:
+        return quantise_kernel(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
 
     def unstacked(room: Any) -> Any:
         if not isinstance(room, dict) or "layers" not in room or isinstance(room["layers"], Unstacked):
             return room
         return room | {"layers": Unstacked.of(room["layers"])}
 
-    return params | {room: unstacked(params[room]) for room in ("decoder", "fusion") if room in params}
+    rooms = {room: params[room] for room in ("decoder", "fusion") if room in params}
+    if weights == "int8":
+        rooms = jax.tree_util.tree_map_with_path(kernel_in_8_bits, rooms, is_leaf=is_int8)
+    return params | {room: unstacked(part) for room, part in rooms.items()}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="cache_dtype")
 def prefill(
-    model: Model, num_positions: int, eos: tuple[int, ...], params: Params, batch: Batch, wanted: Wanted
+    model: Model,
+    num_positions: int,
+    eos: tuple[int, ...],
+    params: Params,
+    batch: Batch,
+    wanted: Wanted,
+    *,
+    cache_dtype: CacheDtype = "compute",
 ) -> tuple[Chosen, DecodeState]:
     """Reads one prompt a row (`packed=False`, padded at its end) and chooses the first token of each answer.
 
-    num_positions: S, of the caches; prompt and answer have to find room there.
+    num_positions: S, of the caches; prompt and answer have to find room there. cache_dtype: see `empty_cache`.
     """
     num_rows, params = batch.tokens.shape[0], decoding_params(params)
     real = batch.segment_ids > 0
-    logits, cache, visual = apply(
-        model, params, batch.replace(prompt_mask=real), empty_cache(model, num_rows, num_positions), method="prefill"
-    )
+    cache = empty_cache(model, num_rows, num_positions, cache_dtype)
+    logits, cache, visual = apply(model, params, batch.replace(prompt_mask=real), cache, method="prefill")
     # Tokens beyond the vocabulary are dropped: padding goes there.
     places = jnp.where(real, batch.tokens, logits.shape[-1])
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(num_rows)[:, None], places].set(True, mode="drop")
@@ -218,7 +236,9 @@ def reads_in_parts(model: Model) -> bool:
     return not looks_back(model) and config.encoder is None and not config.decoder.prefix_lm
 
 
-def empty_state(model: Model, num_rows: int, num_positions: int, max_images: int = 1) -> DecodeState:
+def empty_state(
+    model: Model, num_rows: int, num_positions: int, max_images: int = 1, cache_dtype: CacheDtype = "compute"
+) -> DecodeState:
     """Rows in which nothing grows. max_images: that a row may see, where the model looks back at them."""
     config, dtype = model.config, model.config.dtype
     visual = images = None
@@ -227,7 +247,7 @@ def empty_state(model: Model, num_rows: int, num_positions: int, max_images: int
         images = jnp.zeros((num_rows, max_images), jnp.int32)
     length, last, count = (jnp.zeros(num_rows, jnp.int32) for _ in range(3))
     return DecodeState(
-        cache=empty_cache(model, num_rows, cache_length(num_positions)),
+        cache=empty_cache(model, num_rows, cache_length(num_positions), cache_dtype),
         length=length,
         last=last,
         count=count,
@@ -239,13 +259,23 @@ def empty_state(model: Model, num_rows: int, num_positions: int, max_images: int
     )
 
 
-def empty_cache(model: Model, num_rows: int, num_positions: int) -> Unstacked:
-    """Room for the keys and values of each layer: float[B, S, G, H], in the model's compute dtype."""
+def empty_cache(model: Model, num_rows: int, num_positions: int, cache_dtype: CacheDtype = "compute") -> Unstacked:
+    """Room for the keys and values of each layer, [B, S, G, H].
+
+    cache_dtype: "compute", the model's compute dtype, in which nothing is lost; "bfloat16"; "int8", see `KVCache`.
+    Raises UserError for any other.
+    """
+    _check_choice("cache_dtype", cache_dtype, CacheDtype)
     config, decoder = model.config, model.config.decoder
+    dtype = config.dtype if cache_dtype == "compute" else cache_dtype
     head_dim = decoder.head_dim or config.width // decoder.num_heads
     shape = (num_rows, num_positions, decoder.num_kv_heads or decoder.num_heads, head_dim)
-    layers = range(decoder.num_layers)
-    return Unstacked(tuple(KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in layers))
+    return Unstacked(tuple(KVCache.empty(shape, dtype) for _ in range(decoder.num_layers)))
+
+
+def _check_choice(name: str, given: str, choices: Any) -> None:
+    if given not in get_args(choices):
+        raise UserError(f"{name}: {given!r} was given; use one of {', '.join(get_args(choices))}")
 
 
 def generate_tokens(
@@ -257,6 +287,7 @@ def generate_tokens(
     sampling: Sampling | Sequence[Sampling] = GREEDY,
     seed: int | Sequence[int] = 0,
     eos_token_id: int | Sequence[int] | None = None,
+    cache_dtype: CacheDtype = "compute",
 ) -> Int[np.ndarray, "B N"]:
     """Continues each row of a batch of prompts, one segment a row (`packed=False`), padded at the end.
 
@@ -266,6 +297,7 @@ def generate_tokens(
                     whichever rows stand beside it.
     eos_token_id:   ends a row, as each of several does; after that a row holds only the first of them. None: rows
                     never end.
+    cache_dtype:    of keys and values, see `empty_cache`.
     Raises UserError where the model does not generate, or prompt and answer exceed its learned positions.
     """
     check_generates(model, batch.tokens.shape[1], max_new_tokens)
@@ -281,7 +313,8 @@ def generate_tokens(
     wanted = Wanted.of(samplings, seeds, [max_new_tokens] * num_rows)
     params, batch = decoding_params(params), jax.tree.map(jnp.asarray, batch)
 
-    chosen, state = prefill(model, cache_length(num_positions + max_new_tokens), eos, params, batch, wanted)
+    length = cache_length(num_positions + max_new_tokens)
+    chosen, state = prefill(model, length, eos, params, batch, wanted, cache_dtype=cache_dtype)
     blocks = [chosen.tokens]
     for _ in range(-(-(max_new_tokens - 1) // BLOCK)):
         chosen, state = decode_block(model, BLOCK, eos, params, state)

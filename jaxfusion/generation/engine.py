@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxfusion.batch import Batch
+from jaxfusion.config.run import CacheDtype
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Layout, Segment
 from jaxfusion.errors import UserError
@@ -138,6 +139,7 @@ class Engine:
     prefix_bytes:  of keys and values of prompts' beginnings that are kept for prompts that begin the same, beside the
                    rows'; 0: none. Of a model that reads a prompt in both directions, or looks back at pictures,
                    none are kept.
+    cache_dtype:   of keys and values, the kept ones too, see `empty_cache`.
 
     Where a turn fails, for want of memory for example, it raises what it was, every answer ends as "failed", and the
     engine is closed.
@@ -154,6 +156,7 @@ class Engine:
         max_waiting: int = 256,
         eos: tuple[int, ...] | None = None,
         prefix_bytes: int = 0,
+        cache_dtype: CacheDtype = "compute",
     ) -> None:
         check_generates(model, 0, 1)
         numbers = {"num_rows": num_rows, "num_positions": num_positions, "max_images": max_images}
@@ -170,7 +173,8 @@ class Engine:
         self._num_positions = min(num_positions, model.config.text_embedding.max_positions)
         self._max_images, self._max_waiting = max_images, max_waiting
         self._eos = tuple(model.tokenizer.stop_ids) if eos is None else eos
-        self._state = empty_state(model, num_rows, self._num_positions, max_images)
+        self._cache_dtype = cache_dtype
+        self._state = empty_state(model, num_rows, self._num_positions, max_images, cache_dtype)
         self._prefixes = PrefixCache(prefix_bytes if reads_in_parts(model) else 0)
         self._longest_part = _row_length(PART + self._layout.tokens_per_image)
         self._rows: list[Answer | None] = [None] * num_rows
@@ -290,9 +294,10 @@ class Engine:
     def _read(self, prompt: Batch | InParts, wanted: Wanted) -> tuple[Chosen, DecodeState]:
         positions = self._state.cache.layers[0].key.shape[1]
         if isinstance(prompt, Batch):
-            batch = jax.tree.map(jnp.asarray, prompt)
-            return prefill(self._model, positions, self._eos, self._params, batch, wanted)
-        cache, found = _empty(self._model, positions + self._longest_part), self._prefixes.leading(prompt.parts)
+            batch, settings = jax.tree.map(jnp.asarray, prompt), {"cache_dtype": self._cache_dtype}
+            return prefill(self._model, positions, self._eos, self._params, batch, wanted, **settings)
+        cache = _empty(self._model, 1, positions + self._longest_part, self._cache_dtype)
+        found = self._prefixes.leading(prompt.parts)
         for part, kept in zip(prompt.parts, found, strict=False):
             cache = _write(cache, kept, part.start)
         for part, batch in zip(prompt.parts[len(found) :], prompt.batches[len(found) :], strict=True):
@@ -349,7 +354,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-_empty = jax.jit(lambda model, num_positions: empty_cache(model, 1, num_positions), static_argnums=(0, 1))
+_empty = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3))
 
 
 @partial(jax.jit, static_argnums=0)

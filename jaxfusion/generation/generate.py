@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxfusion.batch import Batch
+from jaxfusion.config.run import CacheDtype
 from jaxfusion.data.messages import Image, Message
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
@@ -28,6 +29,7 @@ def generate(
     sampling: Sampling | Beams = GREEDY,
     seed: int | Sequence[int] = 0,
     stop: Sequence[str] = (),
+    cache_dtype: CacheDtype = "compute",
 ) -> list[str]:
     """The model's answer to each prompt.
 
@@ -38,6 +40,7 @@ def generate(
     images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
     seed:    of what is drawn: one for all, of which each prompt's place makes its own, or one a prompt.
     stop:    texts before the first of which an answer ends.
+    cache_dtype: of keys and values: "compute", the model's own; or "bfloat16" or "int8", which take less memory.
     Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
     check_prompts(model, prompts)
@@ -45,7 +48,7 @@ def generate(
         return []
     messages = [(message,) for message in user_messages(model, prompts, images)]
     settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
-    return answer_messages(model, params, messages, **settings)
+    return answer_messages(model, params, messages, cache_dtype=cache_dtype, **settings)
 
 
 def check_prompts(model: Any, prompts: Any) -> None:
@@ -92,6 +95,7 @@ def answer_messages(
     sampling: Sampling | Beams = GREEDY,
     seed: int | Sequence[int] = 0,
     stop: Sequence[str] = (),
+    cache_dtype: CacheDtype = "compute",
     put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
     """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
@@ -106,12 +110,12 @@ def answer_messages(
         )
     row_length = min(cache_length(longest), context - max_new_tokens)
     batch = put_batch(pack([[segment] for segment in segments], row_length, layout.tokens_per_image))
-    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.stop_ids}
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.stop_ids, "cache_dtype": cache_dtype}
     if isinstance(sampling, Beams):
-        tokens = beam_search(model, params, batch, beams=sampling, **ends)
+        tokens = beam_search(model, params, batch, beams=sampling, **settings)
     else:
         seeds = seed if not isinstance(seed, int) else [seed + place for place in range(len(segments))]
-        tokens = generate_tokens(model, params, batch, sampling=sampling, seed=seeds, **ends)
+        tokens = generate_tokens(model, params, batch, sampling=sampling, seed=seeds, **settings)
     return [until_stop(tokenizer.decode(row), stop) for row in tokens]
 
 

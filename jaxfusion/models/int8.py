@@ -17,12 +17,13 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-from jaxfusion.models.kernels import MatrixAxes
+from jaxfusion.models.kernels import matrix_axes
 
 
 @struct.dataclass
-class Int8Kernel:
-    """A leaf of the parameters in a kernel's place. scale: the kernel's axes, of size 1 where they are its inputs."""
+class Int8Array:
+    """Stands in a float array's place, a kernel's among the parameters. scale: its axes, of size 1 where one scale is
+    for all: a kernel's inputs."""
 
     values: Int8[Array, "..."]
     scale: Float[Array, "..."]
@@ -32,16 +33,23 @@ class Int8Kernel:
         return self.values.shape
 
 
-def quantise(kernel: Float[Array, "..."], axes: MatrixAxes) -> Int8Kernel:
-    """To the nearest integers; a channel of zeros stays zero."""
-    kernel = kernel.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(kernel), axis=axes.inputs, keepdims=True)
+@partial(jax.jit, static_argnums=1)  # else each operation leaves a float32 copy of a whole stack
+def quantise(x: Float[Array, "..."], axes: tuple[int, ...]) -> Int8Array:
+    """To the nearest integers, with one scale over these axes; where all there is zero, it stays zero."""
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
     scale = jnp.where(largest > 0, largest / 127, 1)
-    return Int8Kernel(jnp.round(kernel / scale).astype(jnp.int8), scale)
+    return Int8Array(jnp.round(x / scale).astype(jnp.int8), scale)
+
+
+def quantise_kernel(path: str, leaf: Any) -> Any:
+    """The parameter at a path in 8 bits if it is a linear layer's kernel; else, or if it is so already, as it is."""
+    axes = matrix_axes(path) if path.endswith("/kernel") and not is_int8(leaf) else None
+    return leaf if axes is None else quantise(leaf, axes.inputs)
 
 
 def dequantise(params: Any, dtype: DTypeLike = jnp.float32) -> Any:
-    """The parameters with every `Int8Kernel` as a plain array of `dtype`; other leaves as they are."""
+    """The parameters with every `Int8Array` as a plain array of `dtype`; other leaves as they are."""
 
     def dense(leaf: Any) -> Any:
         return (leaf.values * leaf.scale).astype(dtype) if is_int8(leaf) else leaf
@@ -50,7 +58,7 @@ def dequantise(params: Any, dtype: DTypeLike = jnp.float32) -> Any:
 
 
 def is_int8(leaf: Any) -> bool:
-    return isinstance(leaf, Int8Kernel)
+    return isinstance(leaf, Int8Array)
 
 
 def has_int8(params: Any) -> bool:

@@ -8,37 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import AttentionKernel, TransformerConfig
 from jaxfusion.models import float8, remat
 from jaxfusion.models.attention import Interval, attention, sliding_window
+from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.lora import inside
 from jaxfusion.models.remat import named
 from jaxfusion.models.rope import Rotation, rotate, rotation
 from jaxfusion.models.stack import Unstacked, grouped, init_stack, is_scanned, run_stack, stack_param, ungrouped
-
-
-@struct.dataclass
-class KVCache:
-    """Keys and values of the S positions a row may have: float[B, S, G, H] each."""
-
-    key: Float[Array, "*L B S G H"]
-    value: Float[Array, "*L B S G H"]
-
-    def write(self, key: Array, value: Array, index: Int[Array, " B"]) -> "KVCache":
-        """Puts T new keys and values of each row b at positions index[b] onwards."""
-
-        def put(cache: Array, new: Array) -> Array:
-            new = new.astype(cache.dtype)
-            if cache.shape[0] == 1:  # a slice; places of several rows make a scatter, which is slow of many tokens
-                return jax.lax.dynamic_update_slice_in_dim(cache, new, index[0], axis=1)
-            update = jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))
-            return update(cache, new, index)
-
-        return KVCache(put(self.key, key), put(self.value, value))
 
 
 class OffsetRMSNorm(nn.Module):
@@ -97,9 +77,10 @@ class SelfAttention(nn.Module):
             query, key = (rotate(part, positions, rotation) for part in (query, key))
         if cache is not None:
             prefill = cache_index is None
-            cache = cache.write(key, value, jnp.zeros(x.shape[0], jnp.int32) if prefill else cache_index)
-            if not prefill:
-                key, value = cache.key, cache.value
+            new = cache.stored(key, value)
+            cache = cache.write(new, jnp.zeros(x.shape[0], jnp.int32) if prefill else cache_index)
+            # A prompt's own keys, too, as they will be read: so it is the same whether it is read whole or in parts.
+            key, value = (new if prefill else cache).read(self.dtype)
         query, key, value = named(query, "query"), named(key, "key"), named(value, "value")
         mixed = attention(
             query,

@@ -36,11 +36,12 @@ from jaxfusion.models.check import check, check_batch, interleaved_stack
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
 from jaxfusion.models.int8 import int8_products
+from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.lora import adapted, check_adapters
 from jaxfusion.models.projector import make_projector
 from jaxfusion.models.stack import Unstacked
 from jaxfusion.models.text_embedding import TextEmbedding
-from jaxfusion.models.transformer import Interleaved, KVCache, TransformerLayers
+from jaxfusion.models.transformer import Interleaved, TransformerLayers
 from jaxfusion.models.vision import look, make_vision
 
 if TYPE_CHECKING:

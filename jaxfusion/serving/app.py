@@ -57,7 +57,8 @@ def make_app(
     engine_settings = {name: getattr(settings, name) for name in same}
     # Of a fusion that looks back at pictures every prompt has room for all; "add" takes one at most.
     engine_settings["max_images"] = 1 if model.config.fusion.kind == AddFusionConfig.kind else settings.max_images
-    make_engine = partial(Engine, model, decoding_params(params), **engine_settings)
+    engine_settings["cache_dtype"] = defaults.cache_dtype
+    make_engine = partial(Engine, model, decoding_params(params, defaults.weights), **engine_settings)
     num_positions = min(settings.num_positions, model.config.text_embedding.max_positions)
     reader = Reader(model=model, settings=settings, defaults=defaults, num_positions=num_positions, prepare=prepare)
     server = Server(reader, make_engine, name)

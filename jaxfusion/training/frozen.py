@@ -5,8 +5,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from jaxfusion.config.run import FrozenDtype
-from jaxfusion.models.int8 import is_int8, quantise
-from jaxfusion.models.kernels import matrix_axes
+from jaxfusion.models.int8 import is_int8, quantise_kernel
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.training.trainable import join, split
 
@@ -14,7 +13,7 @@ from jaxfusion.training.trainable import join, split
 def store(model: Model, params: Params, trainable: tuple[str, ...], frozen_dtype: FrozenDtype) -> Params:
     """The parameters as a run keeps them: float32 where they train, which are the masters, and frozen ones as asked.
 
-    frozen_dtype: "compute", the model's own; "float32"; "int8": kernels of linear layers as `Int8Kernel`, all else in
+    frozen_dtype: "compute", the model's own; "float32"; "int8": kernels of linear layers as `Int8Array`, all else in
         the model's own. What is in 8 bits already stays so.
     Raises UserError as `split` does.
     """
@@ -36,5 +35,5 @@ def freeze(model: Model, params: Params, frozen_dtype: FrozenDtype) -> Params:
 def _stored(path: str, leaf: Params, dtype: DTypeLike, in_8_bits: bool) -> Params:
     if is_int8(leaf):
         return leaf
-    axes = matrix_axes(path) if in_8_bits and path.endswith("/kernel") else None
-    return leaf.astype(dtype) if axes is None else quantise(leaf, axes)
+    kept = quantise_kernel(path, leaf) if in_8_bits else leaf
+    return kept if is_int8(kept) else leaf.astype(dtype)

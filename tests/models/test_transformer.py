@@ -10,8 +10,9 @@ import pytest
 
 from jaxfusion.config.model import RopeConfig, TransformerConfig
 from jaxfusion.models.attention import Interval, bidirectional, causal, prefix_lm
+from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.rope import rotation
-from jaxfusion.models.transformer import MLP, Block, Interleaved, KVCache, TransformerLayers, make_norm
+from jaxfusion.models.transformer import MLP, Block, Interleaved, TransformerLayers, make_norm
 from tests import references
 
 B, T, D = 3, 12, 16
@@ -288,7 +289,7 @@ def _empty_cache(config: TransformerConfig, num_positions: int) -> KVCache:
 def test_cache_write_puts_each_row_at_its_own_place():
     cache = KVCache(jnp.zeros((2, 5, 1, 1)), jnp.zeros((2, 5, 1, 1), jnp.bfloat16))
     new = jnp.arange(1.0, 5.0).reshape(2, 2, 1, 1)
-    cache = cache.write(new, 10 * new, jnp.array([0, 3]))
+    cache = cache.write(cache.stored(new, 10 * new), jnp.array([0, 3]))
     assert cache.key[..., 0, 0].tolist() == [[1, 2, 0, 0, 0], [0, 0, 0, 3, 4]]
     assert cache.value[..., 0, 0].tolist() == [[10, 20, 0, 0, 0], [0, 0, 0, 30, 40]]
     assert cache.value.dtype == jnp.bfloat16

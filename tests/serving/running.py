@@ -39,9 +39,11 @@ def tiny_model() -> tuple[Model, Params]:
 
 
 @contextmanager
-def serving(model: Model, params: Params, **settings: Any) -> Iterator[Serving]:
-    """settings: of `config.serve`."""
-    config = from_dict(Config, {"serve": SERVE | settings})
+def serving(
+    model: Model, params: Params, *, generate: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[Serving]:
+    """generate: of `config.generate`. settings: of `config.serve`."""
+    config = from_dict(Config, {"serve": SERVE | settings, "generate": generate or {}})
     bound, ready = bind("127.0.0.1", 0), threading.Event()
     port = bound.getsockname()[1]
     server = make_server(model, params, config, "tiny", ready=ready.set)

@@ -11,6 +11,7 @@ import pytest
 
 import jaxfusion
 from jaxfusion.generation.sampling import Sampling
+from jaxfusion.models.int8 import has_int8
 from tests.serving.running import data_url, png, saved, serving, user
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
@@ -223,6 +224,14 @@ def test_a_second_question_about_a_picture_finds_its_keys_and_values(client, ser
     assert (grown["jaxfusion_prefix_hits_total"], grown["jaxfusion_prefix_misses_total"]) == (2, 1)
     positions = 1 + served.model.config.tokens_per_image  # <bos> and the picture
     assert grown["jaxfusion_prefix_positions_total"] == 2 * positions and grown["jaxfusion_prefix_bytes"] > 0
+
+
+def test_keys_values_and_weights_may_be_in_8_bits(tiny):
+    with serving(*tiny, generate={"cache_dtype": "int8", "weights": "int8"}) as running, make_client(running) as client:
+        engine = running.server.engine
+        assert engine._state.cache.layers[0].key.values.dtype == np.int8 and has_int8(engine._params)
+        reply = chat(client, user(data_url(png(PICTURES[0])), "which?"), max_tokens=4, temperature=0).choices[0]
+        assert reply.finish_reason in ("stop", "length")
 
 
 def test_a_failing_engine_fails_its_answers_and_another_takes_its_place(tiny, monkeypatch):

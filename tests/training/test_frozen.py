@@ -125,7 +125,7 @@ def test_what_is_no_linear_layer_has_no_axes():
 
 def test_8_bits_are_off_by_half_a_step_at_most():
     kernel = jnp.float32(np.random.default_rng(0).standard_normal((3, 5, 2, 4)) ** 3).at[0, :, 1, 2].set(0)
-    stored = quantise(kernel, MatrixAxes((-3,), (-2, -1)))
+    stored = quantise(kernel, (-3,))
     assert stored.values.dtype == jnp.int8 and stored.scale.shape == (3, 1, 2, 4)
     largest = np.abs(kernel).max(axis=1, keepdims=True)
     assert np.all(np.abs(dequantise(stored) - kernel) <= largest / 127 / 2 * 1.001)
