@@ -30,21 +30,30 @@ from jaxfusion.models.vlm import Model, Params, apply
 # Tokens that a program chooses before the host looks whether all rows have ended.
 BLOCK = 16
 
+# The most probable tokens that a request may be told beside each one that was chosen. OpenAI's limit.
+MOST_TOP = 20
+
 # Caches are a multiple of this long, so that prompts of nearly the same length share one program.
 BUCKET = 32
 
 
 @struct.dataclass
 class Wanted:
-    """What each row's request asks for. limit: tokens after which it ends."""
+    """What each row's request asks for. limit: tokens after which it ends. top: whether the most probable tokens are
+    wanted too."""
 
     samplings: Samplings
     keys: UInt32[Array, "B K"]
     limit: Int[Array, " B"]
+    top: Bool[Array, " B"]
 
     @classmethod
-    def of(cls, samplings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int]) -> "Wanted":
-        return cls(Samplings.of(samplings), seed_keys(seeds), np.array(limits, np.int32))
+    def of(
+        cls, samplings: Sequence[Sampling], seeds: Sequence[int], limits: Sequence[int], top: Sequence[bool] = ()
+    ) -> "Wanted":
+        """top: none given is none wanted."""
+        wanted = np.array(top, bool) if top else np.zeros(len(limits), bool)
+        return cls(Samplings.of(samplings), seed_keys(seeds), np.array(limits, np.int32), wanted)
 
 
 @struct.dataclass
@@ -69,11 +78,22 @@ class DecodeState:
     image_segment_ids: Int[Array, "B M"] | None
 
 
+class Top(NamedTuple):
+    """The K most probable tokens at each place, the most probable first, and their log-probabilities (nats)."""
+
+    tokens: Int[Array, "B N K"]
+    logprobs: Float[Array, "B N K"]
+
+
 class Chosen(NamedTuple):
-    """Tokens that a block has chosen, and their log-probabilities (nats) by the model itself, before any sampling."""
+    """Tokens that a block has chosen, and their log-probabilities (nats) by the model itself, before any sampling.
+
+    top: of these the same; without meaning where no row wants them.
+    """
 
     tokens: Int[Array, "B N"]
     logprobs: Float[Array, "B N"]
+    top: Top | None = None
 
 
 def decoding_params(params: Params, weights: Weights = "given") -> Params:
@@ -97,7 +117,7 @@ def decoding_params(params: Params, weights: Weights = "given") -> Params:
     return params | {room: unstacked(part) for room, part in rooms.items()}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="cache_dtype")
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("cache_dtype", "num_top"))
 def prefill(
     model: Model,
     num_positions: int,
@@ -107,10 +127,12 @@ def prefill(
     wanted: Wanted,
     *,
     cache_dtype: CacheDtype = "compute",
+    num_top: int = 0,
 ) -> tuple[Chosen, DecodeState]:
     """Reads one prompt a row (`packed=False`, padded at its end) and chooses the first token of each answer.
 
     num_positions: S, of the caches; prompt and answer have to find room there. cache_dtype: see `empty_cache`.
+    num_top:       K, of the most probable tokens that are told where a row wants them; 0: never.
     """
     num_rows, params = batch.tokens.shape[0], decoding_params(params)
     real = batch.segment_ids > 0
@@ -121,7 +143,7 @@ def prefill(
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(num_rows)[:, None], places].set(True, mode="drop")
     visual, images = (visual, batch.image_segment_ids) if looks_back(model) else (None, None)
     length = jnp.sum(real, axis=1, dtype=jnp.int32)
-    return _begin(logits, cache, length, seen, wanted, eos, visual, images)
+    return _begin(logits, cache, length, seen, wanted, eos, num_top, visual, images)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames="cache")
@@ -138,7 +160,7 @@ def prefill_part(
     return apply(model, params, batch, starts, cache, method="prefill_after")
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="num_top")
 def begin(
     num_positions: int,
     eos: tuple[int, ...],
@@ -147,10 +169,12 @@ def begin(
     length: Int[Array, " B"],
     seen: Bool[Array, "B V"],
     wanted: Wanted,
+    *,
+    num_top: int = 0,
 ) -> tuple[Chosen, DecodeState]:
     """As `prefill`, of prompts that `prefill_part` has read; the cache's first `num_positions` stay."""
     cache = jax.tree.map(lambda leaf: leaf[:, :num_positions], cache)
-    return _begin(logits, cache, length, seen, wanted, eos)
+    return _begin(logits, cache, length, seen, wanted, eos, num_top)
 
 
 def _begin(
@@ -160,6 +184,7 @@ def _begin(
     seen: Array,
     wanted: Wanted,
     eos: tuple[int, ...],
+    num_top: int,
     visual: Array | None = None,
     image_segment_ids: Array | None = None,
 ) -> tuple[Chosen, DecodeState]:
@@ -175,17 +200,17 @@ def _begin(
         visual=visual,
         image_segment_ids=image_segment_ids,
     )
-    token, logprob, state = _choose(logits, state, eos)
-    return Chosen(token[:, None], logprob[:, None]), state
+    return _choose(logits, state, eos, num_top)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="num_top", donate_argnames="state")
 def decode_block(
-    model: Model, num_tokens: int, eos: tuple[int, ...], params: Params, state: DecodeState
+    model: Model, num_tokens: int, eos: tuple[int, ...], params: Params, state: DecodeState, *, num_top: int = 0
 ) -> tuple[Chosen, DecodeState]:
     """Up to `num_tokens` more tokens of each row; it stops early where all rows have ended.
 
-    eos: any of these ends a row, and the first of them (0 where there is none) stands for what it would say after.
+    eos:     any of these ends a row, and the first of them (0 where there is none) stands for what it would say after.
+    num_top: see `prefill`.
     """
     num_rows, params = state.last.shape[0], decoding_params(params)
     filler = eos[0] if eos else 0
@@ -200,29 +225,54 @@ def decode_block(
         logits, cache = apply(model, params, state.last, state.length, state.cache, *seen, method="extend")
         # A row that has ended stands still, and writes to the same place of its cache again.
         length = jnp.where(state.ended, state.length, state.length + 1)
-        token, logprob, state = _choose(logits, state.replace(cache=cache, length=length), eos)
-        chosen = Chosen(chosen.tokens.at[:, step].set(token), chosen.logprobs.at[:, step].set(logprob))
-        return step + 1, chosen, state
+        new, state = _choose(logits, state.replace(cache=cache, length=length), eos, num_top)
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1)
+        return step + 1, jax.tree.map(put, chosen, new), state
 
-    chosen = Chosen(jnp.full((num_rows, num_tokens), filler, jnp.int32), jnp.zeros((num_rows, num_tokens)))
+    tokens, top = jnp.full((num_rows, num_tokens), filler, jnp.int32), None
+    if num_top:
+        room = (num_rows, num_tokens, num_top)
+        top = Top(jnp.zeros(room, jnp.int32), jnp.zeros(room))
+    chosen = Chosen(tokens, jnp.zeros(tokens.shape), top)
     _, chosen, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), chosen, state))
     return chosen, state
 
 
 def _choose(
-    logits: Float[Array, "B V"], state: DecodeState, eos: tuple[int, ...]
-) -> tuple[Int[Array, " B"], Float[Array, " B"], DecodeState]:
-    """Each row's next token and its log-probability, and the state with them."""
+    logits: Float[Array, "B V"], state: DecodeState, eos: tuple[int, ...], num_top: int
+) -> tuple[Chosen, DecodeState]:
+    """Each row's next token, N = 1, and the state with it."""
     wanted, rows = state.wanted, jnp.arange(logits.shape[0])
     token = draw(logits, state.seen, wanted.samplings, wanted.keys, state.count)
-    logprob = logits[rows, token] - jax.nn.logsumexp(logits, axis=-1)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    logprob = logits[rows, token] - total
+    top = _most_probable(logits, total, wanted.top & ~state.ended, num_top)
     token = jnp.where(state.ended, eos[0] if eos else 0, token)
     count = jnp.where(state.ended, state.count, state.count + 1)
     ended = state.ended | (count >= wanted.limit)
     if eos:
         ended |= jnp.isin(token, jnp.array(eos))
     seen = state.seen.at[rows, token].set(True)
-    return token, logprob, state.replace(last=token, count=count, ended=ended, seen=seen)
+    chosen = Chosen(token[:, None], logprob[:, None], top)
+    return chosen, state.replace(last=token, count=count, ended=ended, seen=seen)
+
+
+def _most_probable(
+    logits: Float[Array, "B V"], total: Float[Array, " B"], wanted: Bool[Array, " B"], num_top: int
+) -> Top | None:
+    """N = 1. Looked for only where a row wants them, by the same program."""
+    if not num_top:
+        return None
+
+    def look() -> Top:
+        found, tokens = jax.lax.top_k(logits, num_top)
+        return Top(tokens[:, None], (found - total[:, None])[:, None])
+
+    def nothing() -> Top:
+        room = (logits.shape[0], 1, num_top)
+        return Top(jnp.zeros(room, jnp.int32), jnp.zeros(room))
+
+    return jax.lax.cond(jnp.any(wanted), look, nothing)
 
 
 def looks_back(model: Model) -> bool:

@@ -9,10 +9,9 @@ while engine.turn():          # or engine.run() in a thread of its own, until en
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +23,11 @@ from jaxfusion.config.run import CacheDtype
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Layout, Segment
 from jaxfusion.errors import UserError
+from jaxfusion.generation.answer import Answer, News, Request
 from jaxfusion.generation.decode import (
     BLOCK,
     BUCKET,
+    MOST_TOP,
     Chosen,
     DecodeState,
     Wanted,
@@ -43,11 +44,8 @@ from jaxfusion.generation.decode import (
     reads_in_parts,
 )
 from jaxfusion.generation.prefixes import PART, Part, PrefixCache, parts
-from jaxfusion.generation.sampling import GREEDY, Sampling
 from jaxfusion.models.stack import Unstacked
 from jaxfusion.models.vlm import Model, Params
-
-End = Literal["stop", "length", "cancelled", "failed"]
 
 
 class BusyError(UserError):
@@ -56,69 +54,6 @@ class BusyError(UserError):
 
 class ClosedError(UserError):
     """The engine takes no more requests."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """segment: the prompt, see `tokenise_prompt`. limit: the most tokens of the answer."""
-
-    segment: Segment
-    sampling: Sampling = GREEDY
-    seed: int = 0
-    limit: int = 64
-
-
-@dataclass(eq=False)
-class Answer:
-    """What a request has got so far; any thread may read it.
-
-    tokens, logprobs: of the answer, with the token that ended it. end: why there are no more; None while it grows.
-    notify:           called whenever that changes, by the thread that changes it; it must not wait for anything.
-    """
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    end: End | None = None
-    notify: Callable[[], None] | None = field(default=None, repr=False)
-    _news: threading.Condition = field(default_factory=threading.Condition, repr=False)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """New tokens, as they come."""
-        given = 0
-        while True:
-            with self._news:
-                self._news.wait_for(lambda given=given: len(self.tokens) > given or self.end is not None)
-                new, ended = self.tokens[given:], self.end is not None
-            if new:
-                yield new
-            given += len(new)
-            if ended:
-                return
-
-    def since(self, given: int) -> tuple[list[int], list[float], End | None]:
-        """Tokens and log-probabilities after the first `given`, and the end, all of one moment."""
-        with self._news:
-            return self.tokens[given:], self.logprobs[given:], self.end
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until it has ended; False where that takes longer than `timeout` seconds."""
-        with self._news:
-            return self._news.wait_for(lambda: self.end is not None, timeout)
-
-    def cancel(self) -> None:
-        """Leaves its row before the next block. What has been answered stays."""
-        self._add([], [], "cancelled")
-
-    def _add(self, tokens: list[int], logprobs: list[float], end: End | None) -> None:
-        with self._news:
-            if self.end is None:
-                self.tokens += tokens
-                self.logprobs += logprobs
-                self.end = end
-                self._news.notify_all()
-                if self.notify is not None:
-                    self.notify()
 
 
 class InParts(NamedTuple):
@@ -177,6 +112,7 @@ class Engine:
         self._state = empty_state(model, num_rows, self._num_positions, max_images, cache_dtype)
         self._prefixes = PrefixCache(prefix_bytes if reads_in_parts(model) else 0)
         self._longest_part = _row_length(PART + self._layout.tokens_per_image)
+        self._num_top = min(MOST_TOP, model.config.text_embedding.vocab_size)
         self._rows: list[Answer | None] = [None] * num_rows
         self._waiting: deque[tuple[Answer, Batch | InParts, Wanted]] = deque()
         self._work, self._closed = threading.Condition(), False
@@ -214,6 +150,8 @@ class Engine:
         length, images = request.segment.size
         if request.limit < 1:
             raise UserError(f"limit: {request.limit} was given; an answer has 1 token at least")
+        if not 0 <= request.top_logprobs <= MOST_TOP:
+            raise UserError(f"top_logprobs: {request.top_logprobs} was given; use 0 to {MOST_TOP}")
         if length + request.limit > self._num_positions:
             raise UserError(
                 f"the prompt takes {length} positions (images included), which with {request.limit} new tokens is more "
@@ -222,7 +160,7 @@ class Engine:
         if looks_back(self._model) and images > self._max_images:
             raise UserError(f"the prompt has {images} images and may have {self._max_images}; leave some out")
         answer, prompt = Answer(request, notify=notify), self._prompt(request.segment)
-        wanted = Wanted.of([request.sampling], [request.seed], [request.limit])
+        wanted = Wanted.of([request.sampling], [request.seed], [request.limit], [request.top_logprobs > 0])
         with self._work:
             if self._closed:
                 raise ClosedError("the engine is closed and takes no more requests")
@@ -245,21 +183,21 @@ class Engine:
         firsts = self._admit()
         if all(answer is None for answer in self._rows):
             return False
-        chosen, self._state = decode_block(self._model, BLOCK, self._eos, self._params, self._state)
+        chosen, self._state = decode_block(
+            self._model, BLOCK, self._eos, self._params, self._state, num_top=self._num_top
+        )
+        if not any(answer is not None and answer.request.top_logprobs for answer in self._rows):
+            chosen, firsts = chosen._replace(top=None), {row: first._replace(top=None) for row, first in firsts.items()}
         firsts, chosen, counts, ended = jax.device_get((firsts, chosen, self._state.count, self._state.ended))
         for row, answer in enumerate(self._rows):
             if answer is None:
                 continue
-            tokens, logprobs = chosen.tokens[row].tolist(), chosen.logprobs[row].tolist()
-            if row in firsts:
-                tokens = [int(firsts[row].tokens[0, 0]), *tokens]
-                logprobs = [float(firsts[row].logprobs[0, 0]), *logprobs]
-            new = int(counts[row]) - len(answer.tokens)
-            end = None
+            parts = [(firsts[row], 0), (chosen, row)] if row in firsts else [(chosen, row)]
+            news = _news(parts, int(counts[row]) - len(answer.tokens), answer.request.top_logprobs)
             if ended[row]:
-                end = "stop" if tokens[new - 1] in self._eos else "length"
+                news = news._replace(end="stop" if news.tokens[-1] in self._eos else "length")
                 self._rows[row] = None
-            answer._add(tokens[:new], logprobs[:new], end)
+            answer.add(news)
         return True
 
     def run(self) -> None:
@@ -294,7 +232,10 @@ class Engine:
     def _read(self, prompt: Batch | InParts, wanted: Wanted) -> tuple[Chosen, DecodeState]:
         positions = self._state.cache.layers[0].key.shape[1]
         if isinstance(prompt, Batch):
-            batch, settings = jax.tree.map(jnp.asarray, prompt), {"cache_dtype": self._cache_dtype}
+            batch, settings = (
+                jax.tree.map(jnp.asarray, prompt),
+                {"cache_dtype": self._cache_dtype, "num_top": self._num_top},
+            )
             return prefill(self._model, positions, self._eos, self._params, batch, wanted, **settings)
         cache = _empty(self._model, 1, positions + self._longest_part, self._cache_dtype)
         found = self._prefixes.leading(prompt.parts)
@@ -308,7 +249,7 @@ class Engine:
         seen = np.zeros((1, self._model.config.text_embedding.vocab_size), bool)
         seen[0, prompt.tokens[prompt.tokens < seen.shape[1]]] = True
         length = jnp.array([len(prompt.tokens)], jnp.int32)
-        return begin(positions, self._eos, logits, cache, length, seen, wanted)
+        return begin(positions, self._eos, logits, cache, length, seen, wanted, num_top=self._num_top)
 
     def _next(self) -> tuple[Answer, Batch | InParts, Wanted] | None:
         with self._work:
@@ -327,7 +268,7 @@ class Engine:
         self._prefixes.clear()
         for answer in answers:
             if answer is not None:
-                answer._add([], [], "failed")
+                answer.add(News([], [], [], "failed"))
 
     def _prompt(self, segment: Segment) -> Batch | InParts:
         """In one part where nothing of it can be kept: that is faster, and depends on the prompt alone as well."""
@@ -344,6 +285,19 @@ class Engine:
         number = self._max_images if looks_back(self._model) else _power_of_two(images) if images else 0
         slots = ImageSlots.of(self._model.config, number)
         return pack([[segment]], row_length, self._layout.tokens_per_image, slots, packed=False)
+
+
+def _news(parts: Sequence[tuple[Chosen, int]], number: int, num_top: int) -> News:
+    """So many tokens of a row, from the parts that have them, each with the row's place there."""
+
+    def joined(of: Callable[[Chosen], np.ndarray]) -> list[Any]:
+        return np.concatenate([of(chosen)[row] for chosen, row in parts])[:number].tolist()
+
+    tokens, logprobs = joined(lambda chosen: chosen.tokens), joined(lambda chosen: chosen.logprobs)
+    if not num_top:
+        return News(tokens, logprobs, [[] for _ in tokens], None)
+    found = (joined(lambda chosen, k=k: chosen.top[k][..., :num_top]) for k in range(2))
+    return News(tokens, logprobs, [list(zip(*place, strict=True)) for place in zip(*found, strict=True)], None)
 
 
 def _row_length(length: int) -> int:

@@ -48,11 +48,11 @@ class Asked:
         while end is None and not text.stopped:
             await self._news.wait()
             self._news.clear()
-            tokens, logprobs, end = self._answer.since(given)
+            tokens, logprobs, top, end = self._answer.since(given)
             if end == "failed":
                 raise ApiError(500, "the server failed; its log says how")
             given += len(tokens)
-            text.add(tokens, logprobs)
+            text.add(tokens, logprobs, top)
             if end is None and not text.stopped:
                 yield Said(*text.take(), None)
         self.cancel()

@@ -84,16 +84,14 @@ def _add_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS)
     async def chat(body: ChatRequest, http: Request) -> Any:
-        if body.top_logprobs:
-            raise ApiError(400, "top_logprobs: only the chosen token's is told as yet; give 0", param="top_logprobs")
+        if body.top_logprobs and not body.logprobs:
+            raise ApiError(400, "top_logprobs: they come with logprobs; set that to true", param="top_logprobs")
         shape = ChatShape(server.name, bool(body.logprobs))
         return await server.answer(http, body, shape, lambda: [reader.chat(body.messages)])
 
     @app.post("/v1/completions", response_model=TextCompletion, responses=ERRORS)
     async def completions(body: TextRequest, http: Request) -> Any:
-        if body.logprobs:
-            raise ApiError(400, "logprobs: only the chosen token's is told as yet; give 0", param="logprobs")
-        shape = TextShape(server.name, body.logprobs is not None)
+        shape = TextShape(server.name, body.logprobs)
         return await server.answer(http, body, shape, lambda: [reader.text(prompt) for prompt in body.prompts])
 
     @app.get("/v1/models", responses=ERRORS)

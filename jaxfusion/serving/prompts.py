@@ -70,7 +70,13 @@ class Reader:
         }
         sampling = Sampling(**settings)
         return [
-            Request(segment=segment, sampling=sampling, seed=(seed + place) % 2**32, limit=limit)
+            Request(
+                segment=segment,
+                sampling=sampling,
+                seed=(seed + place) % 2**32,
+                limit=limit,
+                top_logprobs=body.num_top,
+            )
             for place in range(body.n or 1)
         ]
 

@@ -101,6 +101,11 @@ class Sampled(Given):
         return self.max_tokens
 
     @property
+    def num_top(self) -> int:
+        """Most probable tokens that are to be told at each place."""
+        raise NotImplementedError
+
+    @property
     def stops(self) -> tuple[str, ...] | None:
         return (self.stop,) if isinstance(self.stop, str) else None if self.stop is None else tuple(self.stop)
 
@@ -119,12 +124,20 @@ class ChatRequest(Sampled):
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def num_top(self) -> int:
+        return self.top_logprobs or 0
+
 
 class TextRequest(Sampled):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
+
+    @property
+    def num_top(self) -> int:
+        return self.logprobs or 0
 
     @property
     def prompts(self) -> list[str]:
@@ -137,11 +150,14 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class TokenLogprob(BaseModel):
+class TopLogprob(BaseModel):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[None] = []
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]  # the most probable first
 
 
 class ChatLogprobs(BaseModel):
@@ -174,7 +190,7 @@ class TextLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float]
     text_offset: list[int]
-    top_logprobs: None = None
+    top_logprobs: list[dict[str, float]] | None  # the chosen one among them, even if it is less probable
 
 
 class TextChoice(BaseModel):

@@ -15,6 +15,7 @@ from jaxfusion.serving.protocol import (
     TextCompletion,
     TextLogprobs,
     TokenLogprob,
+    TopLogprob,
     Usage,
 )
 from jaxfusion.serving.text import Piece
@@ -73,7 +74,11 @@ class ChatShape:
         if not self._logprobs:
             return None
         told = [
-            TokenLogprob(token=piece.text, logprob=_number(piece), bytes=list(piece.text.encode())) for piece in pieces
+            TokenLogprob(
+                **_token(piece.text, piece.logprob),
+                top_logprobs=[TopLogprob(**_token(text, logprob)) for text, logprob in piece.top],
+            )
+            for piece in pieces
         ]
         return ChatLogprobs(content=told)
 
@@ -85,8 +90,8 @@ class ChatShape:
 
 
 class TextShape:
-    def __init__(self, name: str, logprobs: bool) -> None:
-        """name: of the model. logprobs: whether they are told."""
+    def __init__(self, name: str, logprobs: int | None) -> None:
+        """name: of the model. logprobs: of how many tokens at each place beside the chosen one; None: not of that."""
         self._head, self._logprobs = _head("cmpl", name), logprobs
 
     def whole(self, answers: Sequence[Said], usage: Usage) -> TextCompletion:
@@ -104,11 +109,12 @@ class TextShape:
 
     def _choice(self, index: int, said: Said) -> TextChoice:
         told = None
-        if self._logprobs:
+        if self._logprobs is not None:
             told = TextLogprobs(
                 tokens=[piece.text for piece in said.pieces],
-                token_logprobs=[_number(piece) for piece in said.pieces],
+                token_logprobs=[_number(piece.logprob) for piece in said.pieces],
                 text_offset=[piece.start for piece in said.pieces],
+                top_logprobs=[_by_text(piece) for piece in said.pieces] if self._logprobs else None,
             )
         return TextChoice(index=index, text=said.text, logprobs=told, finish_reason=said.finish_reason)
 
@@ -117,5 +123,17 @@ def _head(kind: str, name: str) -> Chunk:
     return {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
 
 
-def _number(piece: Piece) -> float:
-    return piece.logprob if piece.logprob > LEAST else LEAST
+def _token(text: str, logprob: float) -> Chunk:
+    return {"token": text, "logprob": _number(logprob), "bytes": list(text.encode())}
+
+
+def _by_text(piece: Piece) -> dict[str, float]:
+    """Of several tokens with one text, such as those that only begin a character, the most probable one counts."""
+    told: dict[str, float] = {}
+    for text, logprob in (*piece.top, (piece.text, piece.logprob)):
+        told.setdefault(text, _number(logprob))
+    return told
+
+
+def _number(logprob: float) -> float:
+    return logprob if logprob > LEAST else LEAST

@@ -22,26 +22,34 @@ class Detokeniser:
 
     def add(self, token: int) -> str:
         """The text that the token completes; "" where it ends within a character."""
+        new = self.completed_by(token)
         self._ids.append(token)
-        new = self.rest()
-        if not new or new.endswith(INCOMPLETE):
-            return ""
-        self._start, self._read = self._read, len(self._ids)
+        if new:
+            self._start, self._read = self._read, len(self._ids)
         return new
+
+    def completed_by(self, token: int) -> str:
+        """What `add` would give; nothing is added."""
+        new = self._since([*self._ids[self._start :], token])
+        return "" if new.endswith(INCOMPLETE) else new
 
     def rest(self) -> str:
         """What has not been given yet."""
-        known, whole = self._text(self._ids[self._start : self._read]), self._text(self._ids[self._start :])
-        return whole[len(known) :]
+        return self._since(self._ids[self._start :])
+
+    def _since(self, ids: list[int]) -> str:
+        return self._text(ids)[len(self._text(self._ids[self._start : self._read])) :]
 
 
 class Piece(NamedTuple):
-    """What one token adds to an answer; "" for one that only begins a character. start, end: in the answer's text."""
+    """What one token adds to an answer; "" for one that only begins a character. start, end: in the answer's text.
+    top: what the most probable tokens would have added there, and their log-probabilities."""
 
     text: str
     logprob: float
     start: int
     end: int
+    top: tuple[tuple[str, float], ...] = ()
 
 
 class AnswerText:
@@ -60,16 +68,19 @@ class AnswerText:
         self._ended = self.stopped = False
         self.count = 0
 
-    def add(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Those after a stop text do not count."""
-        for token, logprob in zip(tokens, logprobs, strict=True):
+    def add(
+        self, tokens: Sequence[int], logprobs: Sequence[float], top: Sequence[Sequence[tuple[int, float]]] = ()
+    ) -> None:
+        """Those after a stop text do not count. top: at each token's place the most probable ones; none given: none."""
+        for token, logprob, others in zip(tokens, logprobs, top or [()] * len(tokens), strict=True):
             if self.stopped:
                 return
             self.count += 1
             if token not in self._stop_ids:
                 start = len(self._all)
+                told = tuple((self._here(self._detokeniser.completed_by(one)), number) for one, number in others)
                 text = self._grow(self._detokeniser.add(token))
-                self._pieces.append(Piece(text, logprob, start, start + len(text)))
+                self._pieces.append(Piece(text, logprob, start, start + len(text), told))
                 self._look_for_stop()
 
     def finish(self) -> None:
@@ -90,8 +101,11 @@ class AnswerText:
             pieces.append(self._pieces.popleft())
         return new, pieces
 
+    def _here(self, text: str) -> str:
+        return text if self._all else text.lstrip()
+
     def _grow(self, text: str) -> str:
-        text = text if self._all else text.lstrip()
+        text = self._here(text)
         self._all += text
         return text
 

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.generation.engine import BusyError, ClosedError, Engine, Request
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.training.compilations import counted_compilations
+from tests.generation.test_decode import continued
 from tests.models.test_vlm import CASES, make_model, random_params, random_segment
 
 EOS = (5, 7)
@@ -94,6 +96,35 @@ def test_nothing_is_compiled_but_for_the_first_prompt_of_a_bucket(small):
     assert [length for length in (1, 32, 33, 50, 64) if compiled([of_length(length)])] == [33]
 
 
+def test_the_most_probable_tokens_are_those_of_the_forward_pass_and_cost_no_program(small):
+    """Of whoever asks, however many, beside those who do not; and nobody's answer is another for it."""
+    rng, engine = np.random.default_rng(6), Engine(*small, num_rows=2, num_positions=64, eos=EOS)
+    requests = [random_request(rng, small[0], 0) for _ in range(5)]
+    without = [engine.submit(request) for request in requests]
+    while engine.turn():
+        pass
+    with counted_compilations() as count:
+        before, numbers = count(), (20, 0, 3, 0, 1)
+        asked = [
+            engine.submit(replace(request, top_logprobs=number))
+            for request, number in zip(requests, numbers, strict=True)
+        ]
+        while engine.turn():
+            pass
+        assert count() == before
+    for request, one, other, number in zip(requests, without, asked, numbers, strict=True):
+        assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
+        assert [len(place) for place in other.top] == [number] * len(other.tokens) and not any(one.top)
+        segment = request.segment
+        for token in other.tokens:
+            segment = continued(segment, token, -1)
+        logprobs = jax.nn.log_softmax(jaxfusion.forward(*small, pack([[segment]], 64, 0))[0])
+        exact = np.asarray(logprobs)[len(request.segment.tokens) - 1 : len(segment.tokens) - 1]
+        for place, told in zip(exact, other.top, strict=True):
+            np.testing.assert_allclose([logprob for _, logprob in told], np.sort(place)[::-1][:number], atol=1e-5)
+            np.testing.assert_allclose(place[[token for token, _ in told]], [x for _, x in told], atol=1e-5)
+
+
 def test_who_cancels_makes_room_for_who_waits(small):
     rng, engine = np.random.default_rng(2), Engine(*small, num_rows=1, num_positions=200, max_waiting=2, eos=())
     request = random_request(rng, small[0], 0)
@@ -145,6 +176,8 @@ def test_what_does_not_fit_is_refused(small):
         engine.submit(Request(segment=segment, limit=0))
     with pytest.raises(UserError, match="seed: "):
         engine.submit(Request(segment=segment, limit=1, seed=2**70))
+    with pytest.raises(UserError, match="top_logprobs: 21 was given; use 0 to 20"):
+        engine.submit(Request(segment=segment, limit=1, top_logprobs=21))
     with pytest.raises(UserError, match="top_k: "):
         Sampling(top_k=2**40)
     assert not engine.turn()  # and none of them has stayed
@@ -167,7 +200,7 @@ def test_a_failure_ends_every_answer(small, monkeypatch):
     answers = [engine.submit(Request(segment=segment, limit=30)) for _ in range(2)]
     engine.turn()
 
-    def fails(*_):
+    def fails(*_, **__):
         raise MemoryError
 
     def run() -> None:
@@ -194,7 +227,7 @@ def test_who_has_left_the_queue_makes_room_in_it_and_is_told_apart(small):
     assert news == [0] and (engine.num_waiting, engine.num_busy, engine.num_rows) == (1, 0, 1)
     third = engine.submit(request)
     engine.turn()
-    assert first.since(1) == (first.tokens[1:], first.logprobs[1:], first.end)
+    assert first.since(1) == (first.tokens[1:], first.logprobs[1:], first.top[1:], first.end)
     assert news[1] == len(first.tokens) > 0
     while engine.turn():
         pass

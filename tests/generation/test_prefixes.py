@@ -181,7 +181,7 @@ def test_nothing_is_compiled_for_what_is_found_in_known_shapes_and_a_failure_let
         assert count() == before
     assert (engine.prefixes.hits, engine.prefixes.misses) == (4, 2) and engine.prefixes.num_bytes > 0
 
-    def fails(*_):
+    def fails(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr("jaxfusion.generation.engine.begin", fails)

@@ -83,6 +83,38 @@ def test_log_probabilities_are_of_the_tokens_that_were_chosen(client, served):
     assert np.mean([token.logprob for token in cold]) > np.mean([token.logprob for token in told])
 
 
+def test_the_most_probable_tokens_are_told_beside_each(client):
+    """Greedy ones are the first of them; drawn ones are whatever they are."""
+    settings = {"max_tokens": 30, "logprobs": True}
+    plain = chat(client, user("hello"), **settings).choices[0]
+    cold = chat(client, user("hello"), top_logprobs=20, **settings).choices[0]
+    assert cold.message == plain.message and all(token.top_logprobs == [] for token in plain.logprobs.content)
+    for token, told in zip(plain.logprobs.content, cold.logprobs.content, strict=True):
+        assert (told.token, told.logprob) == (token.token, token.logprob)
+        numbers = [one.logprob for one in told.top_logprobs]
+        assert len(numbers) == 20 and numbers == sorted(numbers, reverse=True) and sum(np.exp(numbers)) < 1
+        assert (told.top_logprobs[0].token, numbers[0]) == (token.token, token.logprob)
+        assert all(bytes(one.bytes).decode() == one.token for one in told.top_logprobs)
+    drawn = settings | DRAWN | {"top_logprobs": 3}
+    whole = chat(client, user("hello"), **drawn).choices[0].logprobs.content
+    assert {len(token.top_logprobs) for token in whole} == {3}
+    assert any(token.logprob < token.top_logprobs[-1].logprob for token in whole)
+    assert streamed(client, user("hello"), **drawn)[1][0] == whole
+
+
+def test_completions_tell_the_most_probable_tokens_and_the_chosen_one(client):
+    settings = {"model": "tiny", "prompt": "bc", "max_tokens": 20, "logprobs": 4, **DRAWN}
+    told = client.completions.create(**settings).choices[0].logprobs
+    assert len(told.top_logprobs) == len(told.tokens) > 0
+    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert token in top and len(top) <= 5 and max(top.values()) >= logprob
+        assert top[token] >= logprob  # more where a more probable one has the same text
+    assert any(len(top) == 5 for top in told.top_logprobs)
+    assert client.completions.create(**settings | {"logprobs": 0}).choices[0].logprobs.top_logprobs is None
+    stream = [chunk.choices[0].logprobs for chunk in client.completions.create(**settings, stream=True)]
+    assert [top for part in stream if part for top in part.top_logprobs] == told.top_logprobs
+
+
 def test_several_answers_are_those_of_the_seeds_that_follow(client):
     settings = {"temperature": 1.2, "max_tokens": 12}
     together = chat(client, user("x"), n=3, seed=5, **settings)
@@ -125,7 +157,8 @@ def test_what_a_request_leaves_open_is_as_the_config_says(client):
         ({"model": "other"}, openai.NotFoundError, "there is no model 'other'", "model", "model_not_found"),
         ({"temperature": 3}, openai.BadRequestError, "less than or equal to 2", "temperature", None),
         ({"max_tokens": 500}, openai.BadRequestError, "has 160 positions", None, "context_length_exceeded"),
-        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs: only the chosen", "top_logprobs", None),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs: they come with logprobs", "top_logprobs", None),
+        ({"top_logprobs": 21}, openai.BadRequestError, "less than or equal to 20", "top_logprobs", None),
         ({"tools": []}, openai.BadRequestError, "tools: this server knows no such field", "tools", None),
         ({"presence_penalty": 1}, openai.BadRequestError, "less than or equal to 0", "presence_penalty", None),
         (
@@ -235,7 +268,7 @@ def test_keys_values_and_weights_may_be_in_8_bits(tiny):
 
 
 def test_a_failing_engine_fails_its_answers_and_another_takes_its_place(tiny, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise MemoryError
 
     with serving(*tiny) as running, make_client(running) as client:
