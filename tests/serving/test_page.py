@@ -125,9 +125,9 @@ def leave(monkeypatch):
     """What the engine takes one of before each block of tokens, so that no answer ends before it has been looked at."""
     leave, decode_block = threading.Semaphore(0), engine.decode_block
 
-    def held(*args):
+    def held(*args, **settings):
         leave.acquire(timeout=30)
-        return decode_block(*args)
+        return decode_block(*args, **settings)
 
     monkeypatch.setattr(engine, "decode_block", held)
     yield leave
