@@ -26,6 +26,7 @@ from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
+from jaxfusion.evaluation.meter import Meter
 from jaxfusion.files import write_json
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
@@ -39,6 +40,7 @@ from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
 from jaxfusion.training.loop import train
 from jaxfusion.training.metrics import read_metrics
+from jaxfusion.training.progress import Progress
 from jaxfusion.workdir import (
     CONFIG,
     EVALUATION,
@@ -291,8 +293,17 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
 
     config, workdir = experiment.config, experiment.workdir
     start = time.perf_counter()
-    with Console(stderr=True).status("evaluating on held-out samples"):
-        result = evaluate(config, experiment.model, params, experiment.samples, experiment.dataset.labels)
+    with Progress(len(experiment.samples), Console(stderr=True), unit="sample") as progress:
+        meter = Meter(progress, 0, "reading held-out samples")
+        result = evaluate(
+            config,
+            experiment.model,
+            params,
+            experiment.samples,
+            experiment.dataset.labels,
+            tell=lambda answer: meter.add({"num_tokens": len(answer.tokens)}),
+        )
+        progress.step(len(experiment.samples))
     _write_predictions(workdir / PREDICTIONS, result)
     record = {
         "metrics": result.metrics,

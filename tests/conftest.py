@@ -1,5 +1,6 @@
 """Before the package is imported: JAX on the CPU, and jaxtyping's checks on for batch, config and models."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -69,3 +70,10 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("digit_scenes", "restaurant_reviews"):
             prepare(name, data_dir)
     return data_dir
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes far more objects than garbage: what has been imported is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -246,7 +247,9 @@ def test_a_killed_run_continues_to_exactly_the_same_parameters(run, tmp_path):
 
     log = tmp_path / "killed" / "metrics.jsonl"
     random_step = int(np.random.default_rng().integers(6, 16))
-    with subprocess.Popen([sys.executable, "-m", "jaxfusion.main", *arguments("killed")], cwd=REPOSITORY) as process:
+    command = [sys.executable, "-m", "jaxfusion.main", *arguments("killed")]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # sums over others are others
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as process:
         while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= random_step):
             time.sleep(0.01)
         process.kill()

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from jaxfusion.bulk.ahead import Ahead
 from jaxfusion.bulk.inputs import Id, Input, Parse, open_input
-from jaxfusion.bulk.meter import Meter
 from jaxfusion.bulk.output import Answers, open_answers, shard_path
 from jaxfusion.bulk.record import conversation
 from jaxfusion.config import Config, to_dict
@@ -22,6 +21,7 @@ from jaxfusion.data.prepared import Setting
 from jaxfusion.data.tasks import prepare_text
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import sampling_of
+from jaxfusion.evaluation.meter import Meter
 from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.engine import Answer, Engine, Request
 from jaxfusion.generation.generate import prompt_segment, read_images, until_stop

@@ -1,6 +1,6 @@
 """Evaluation on held-out samples: test loss and accuracy, and what the model says against what is true."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -17,11 +17,11 @@ from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
+from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.beams import Beams
 from jaxfusion.generation.decode import decoding_params
-from jaxfusion.generation.engine import Request
 from jaxfusion.generation.generate import answer_messages, prompt_segment, until_stop
-from jaxfusion.generation.pool import answer_all
+from jaxfusion.generation.pool import answer_requests
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
@@ -50,6 +50,8 @@ class Evaluation:
 
 def sampling_of(config: GenerateConfig) -> Sampling | Beams:
     """How answers are chosen. Raises UserError, by the setting's full name, for a value that means nothing."""
+    if config.max_new_tokens < 1:
+        raise UserError(f"config.generate.max_new_tokens: {config.max_new_tokens} was given; an answer has 1 at least")
     try:
         sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
     except UserError as error:
@@ -75,9 +77,17 @@ def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[
     return samples
 
 
-def evaluate(config: Config, model: Model, params: Params, samples: list[Sample], labels: Sequence[str]) -> Evaluation:
+def evaluate(
+    config: Config,
+    model: Model,
+    params: Params,
+    samples: list[Sample],
+    labels: Sequence[str],
+    tell: Callable[[Answer], None] = lambda answer: None,
+) -> Evaluation:
     """Loss, accuracy and predictions on the samples.
 
+    tell: called with each answer as it ends, where samples are answered by an engine.
     Metrics: test_loss (nats) and test_accuracy over all positions that carry loss; the task's headline, the share of
     samples that are right as a whole, over all and for each group (language); for "fill", masked_accuracy over the
     hidden tokens alone.
@@ -89,7 +99,7 @@ def evaluate(config: Config, model: Model, params: Params, samples: list[Sample]
     metrics: dict[str, float] = {}
     confusion = None
     if layout.predict == "next":
-        predictions = _generated(config, model, params, samples, parallel, size)
+        predictions = _generated(config, model, params, samples, parallel, size, tell)
     elif layout.predict == "class":
         predicted = [int(row[len(segment.tokens) - 1]) for row, segment in zip(argmax, segments, strict=True)]
         confusion = confusion_matrix([sample.label for sample in samples], predicted, len(labels))
@@ -160,7 +170,13 @@ def _read(model: Model, params: Params, batch: Batch) -> tuple[LossSums, jax.Arr
 
 
 def _generated(
-    config: Config, model: Model, params: Params, samples: list[Sample], parallel: Parallel, size: int
+    config: Config,
+    model: Model,
+    params: Params,
+    samples: list[Sample],
+    parallel: Parallel,
+    size: int,
+    tell: Callable[[Answer], None],
 ) -> list[str]:
     wanted, sampling, prompts = config.generate, sampling_of(config.generate), [s.messages[:-1] for s in samples]
     params = decoding_params(params, wanted.weights)
@@ -175,9 +191,30 @@ def _generated(
         )
         for place, messages in enumerate(prompts)
     ]
-    room = {"num_rows": size, "prefix_bytes": wanted.prefix_bytes, "cache_dtype": wanted.cache_dtype}
-    answers = answer_all(model, params, requests, **room)
-    return [until_stop(model.tokenizer.decode(answer.tokens), wanted.stop) for answer in answers]
+    context = model.config.text_embedding.max_positions
+    for sample, request in zip(samples, requests, strict=True):
+        length = request.segment.size[0]
+        if length + request.limit > context:
+            raise UserError(
+                f"config.generate.max_new_tokens: the prompt of sample {sample.id} takes {length} positions (images "
+                f"included), which with {request.limit} new tokens is more than the model's context of {context}; "
+                "lower it, or leave the sample out"
+            )
+
+    def said(answer: Answer) -> str:
+        return model.tokenizer.decode(answer.tokens)
+
+    answers = answer_requests(
+        model,
+        params,
+        requests,
+        num_rows=size,
+        complete=lambda answer: bool(wanted.stop) and until_stop(said(answer), wanted.stop) != said(answer),
+        tell=tell,
+        prefix_bytes=wanted.prefix_bytes,
+        cache_dtype=wanted.cache_dtype,
+    )
+    return [until_stop(said(answer), wanted.stop) for answer in answers]
 
 
 def _searched(

@@ -30,7 +30,7 @@ BILSTM = {
 
 
 def config_of(model: dict, **plan) -> Config:
-    train = {"batch_size": 8, "trainable": ["decoder/*", "projector/*"] if "vocab" in str(model) else ["*"]}
+    train = {"batch_size": 8, "trainable": ["decoder/*", "projector/*"] if model["vision"] else ["*"]}
     return from_dict(Config, {"model": model, "data": {"row_length": 128}, "train": train, "plan": plan})
 
 

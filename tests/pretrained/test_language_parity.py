@@ -122,7 +122,7 @@ CASES = {
     "bert, one type, relu": BERT | dict(type_vocab_size=1, hidden_act="relu", layer_norm_eps=1e-3, hidden_size=42),
     "bert, gelu by tanh": BERT | dict(num_attention_heads=2, hidden_act="gelu_new", num_hidden_layers=1),
 }
-NEW = 24  # tokens of a greedy answer
+NEW = 64  # tokens of a greedy answer
 GENERATED = [  # of each family one; what else its variants have is in the outputs
     "gpt2, wide heads, relu",
     "llama, tied, biases, llama3 rope",

@@ -127,7 +127,7 @@ SOME = [  # of each family, for what takes longest
     "smolvlm, tied",
 ]
 GENERATED = ["llava", "paligemma, gemma2, untied", "gemma3", "idefics3", "smolvlm, tied"]  # of each family one
-NEW = 24  # tokens of a greedy answer
+NEW = 64  # tokens of a greedy answer
 CLASSES = {
     "llava": transformers.LlavaForConditionalGeneration,
     "paligemma": transformers.PaliGemmaForConditionalGeneration,

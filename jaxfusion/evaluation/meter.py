@@ -1,4 +1,4 @@
-"""How fast a bulk job goes, and how long it still has to go."""
+"""How fast answers come, and how long it still takes."""
 
 import time
 from collections.abc import Mapping
@@ -10,18 +10,20 @@ SECONDS_BETWEEN_DISPLAYS = 0.2
 
 
 class Meter:
-    """Counts the lines that a job adds, and shows them. before: records that were done when it started.
+    """Counts the answers of a job as rows, and shows them. before: those that were there when it started.
 
     Time is taken from the first line on, since compiling goes before it.
     """
 
-    def __init__(self, progress: Progress, before: int) -> None:
+    def __init__(self, progress: Progress, before: int, first: str = "compiling") -> None:
+        """first: what is shown until there is one."""
         self._progress, self._before = progress, before
         self._records = self._errors = self._tokens = 0
         self._start = self._shown = 0.0
-        progress.step(before, "compiling")
+        progress.step(before, first)
 
     def add(self, row: Mapping[str, Any]) -> None:
+        """row: "num_tokens" of an answer, or "error" where there is none."""
         now = time.monotonic()
         if not self._start:
             self._start, self._before = now, self._before + 1
@@ -38,6 +40,7 @@ class Meter:
     def _describe(self, seconds: float, left: int) -> str:
         parts = [f"{self._errors:,} bad"] if self._errors else []
         if self._records:
-            rates = [f"{self._records / seconds:,.1f} records/s", f"{self._tokens / seconds:,.0f} tokens/s"]
+            records, tokens = self._records / seconds, self._tokens / seconds
+            rates = [f"{records:,.1f} {self._progress.unit}s/s", f"{tokens:,.0f} tokens/s"]
             parts = [*rates, *parts, to_go(left * seconds / self._records)]
         return " · ".join(parts)

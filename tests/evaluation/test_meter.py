@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from jaxfusion.bulk import meter
+from jaxfusion.evaluation import meter
 from jaxfusion.training.progress import Progress
 
 
