@@ -42,6 +42,12 @@ HAND_OVER = """
         ? new ClipboardEvent(kind, {clipboardData: files, ...settings})
         : new DragEvent(kind, {dataTransfer: files, ...settings}));
 """
+# Pictures are read no further until letGo.
+HOLD = """
+    const read = createImageBitmap, held = [];
+    window.createImageBitmap = (file) => new Promise((go) => held.push(go)).then(() => read(file));
+    window.letGo = () => held.splice(0).forEach((go) => go());
+"""
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +245,30 @@ def test_pictures_are_pasted_and_dropped_and_what_the_server_refuses_can_be_mend
     page.one(".remove").click()
     page.one("#send").click()
     assert page.end() and not page.one("#trouble").is_displayed() and len(page.all(".question img")) == 4
+
+
+def test_a_question_waits_for_its_pictures_and_none_of_them_gets_into_a_new_conversation(page):
+    page.browser.execute_script(HOLD)
+    page.hand_over("a.png", "paste", png(PICTURE))
+    page.ask("what is it?")
+    assert not page.all("article") and not page.one("#send").is_enabled()
+    page.browser.execute_script("letGo()")
+    assert len(page.end()) == 64 and len(page.all(".question img")) == 1
+
+    page.hand_over("b.png", "drop", b"no picture")
+    page.ask("and this?")
+    page.browser.execute_script("letGo()")
+    page.until(lambda: page.one("#trouble").text == "b.png is no picture that this browser can read.")
+    assert page.texts(".question .said") == ["what is it?"] and page.one("#send").is_enabled()
+    assert page.one("#words").get_property("value") == "and this?"
+
+    page.hand_over("c.png", "paste", png(PICTURE))
+    page.one("#anew").click()
+    page.hand_over("d.png", "paste", png(PICTURE[:4]))
+    page.browser.execute_script("letGo()")
+    (picture,) = page.until(lambda: page.all("#pictures img"))
+    page.until(lambda: picture.get_property("naturalHeight") == 4)
+    assert page.one("#send").is_enabled() and not page.all("article")
 
 
 def test_a_large_picture_is_drawn_smaller(page):

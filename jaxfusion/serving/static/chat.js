@@ -9,27 +9,32 @@ const log = $("log"), words = $("words"), hint = $("hint"), gate = $("gate");
 const touch = matchMedia("(pointer: coarse)");
 
 let said = []; // messages, as the server takes them
-let pictures = []; // data URLs, of the question that is being written
+let draft = blank();
 let growing = null; // breaks off the answer that is under way
 
+// The question that is being written: data URLs of its pictures, how many files are still to be read, and whether it has
+// been sent off, and goes as soon as they are.
+function blank() {
+  return { pictures: [], unread: 0, due: false };
+}
+
 function draw() {
+  const { pictures, unread, due } = draft;
   const shown = pictures.map((url, place) => {
     const remove = element("button", "remove", "×");
     remove.type = "button";
     remove.ariaLabel = `Remove picture ${place + 1}`;
-    remove.onclick = () => setPictures(pictures.filter((_, other) => other !== place));
+    remove.onclick = () => {
+      draft.pictures = pictures.filter((_, other) => other !== place);
+      draw();
+    };
     return element("li", "", picture(url, place), remove);
   });
   $("pictures").replaceChildren(...shown);
   $("pictures").hidden = !shown.length;
-  $("send").disabled = !(words.value.trim() || pictures.length);
+  $("send").disabled = due || !(words.value.trim() || pictures.length || unread);
   $("send").hidden = growing !== null;
   $("stop").hidden = growing === null;
-}
-
-function setPictures(urls) {
-  pictures = urls;
-  draw();
 }
 
 function tell(trouble) {
@@ -40,15 +45,28 @@ function tell(trouble) {
 }
 
 async function add(files) {
+  const mine = draft;
   tell("");
+  mine.unread += files.length;
+  draw();
   for (const file of files) {
+    let url, trouble;
     try {
-      const url = await read(file);
-      setPictures([...pictures, url]);
+      url = await read(file);
     } catch (error) {
-      tell(error.message);
+      trouble = error;
     }
+    if (draft !== mine) return; // the conversation has begun anew
+    mine.unread -= 1;
+    if (trouble) {
+      mine.due = false; // whether it is to go without the picture is for its writer to say
+      tell(trouble.message);
+    } else {
+      mine.pictures = [...mine.pictures, url];
+    }
+    draw();
   }
+  if (mine.due && !mine.unread) ask();
 }
 
 function message(text, urls) {
@@ -57,10 +75,12 @@ function message(text, urls) {
 }
 
 async function ask() {
-  const text = words.value.trim(), urls = pictures;
-  if (growing || !(text || urls.length)) return;
+  const text = words.value.trim(), urls = draft.pictures;
+  if (growing || !(text || urls.length || draft.unread)) return;
+  draft.due = draft.unread > 0;
+  if (draft.due) return draw();
   const asked = [...said, message(text, urls)], mine = new AbortController();
-  [words.value, pictures, growing] = ["", [], mine];
+  [words.value, draft, growing] = ["", blank(), mine];
   tell("");
   draw();
   hint.hidden = true;
@@ -79,7 +99,7 @@ async function ask() {
     reply.article.remove();
     hint.hidden = said.length > 0;
     words.value = [text, words.value].filter(Boolean).join("\n");
-    pictures = [...urls, ...pictures];
+    draft.pictures = [...urls, ...draft.pictures];
   } else {
     said = [...asked, { role: "assistant", content: reply.text }];
     reply.end(...(stopped ? ["stopped"] : trouble ? ["broken off"] : []));
@@ -93,11 +113,11 @@ async function ask() {
 
 function anew() {
   growing?.abort();
-  [said, growing, words.value] = [[], null, ""];
+  [said, growing, words.value, draft] = [[], null, "", blank()];
   log.replaceChildren(hint);
   hint.hidden = false;
   tell("");
-  setPictures([]);
+  draw();
   words.focus();
 }
 
