@@ -13,32 +13,42 @@ class Detokeniser:
     """Tokens to text, piece by piece, of which none ends within a character.
 
     Only the tokens since the last piece but one are decoded again: they are what a decoder needs to know to place
-    spaces right. As in vLLM and text-generation-inference.
+    spaces right. As in vLLM and text-generation-inference. Each token that is asked about is decoded once with them.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._text, self._ids = tokenizer.text, []
         self._start = self._read = 0
+        self._known = 0  # characters of the tokens from _start to _read, which have been given
+        self._completed: dict[int, str] = {}
 
     def add(self, token: int) -> str:
         """The text that the token completes; "" where it ends within a character."""
         new = self.completed_by(token)
+        self._completed.clear()
         self._ids.append(token)
         if new:
             self._start, self._read = self._read, len(self._ids)
+            self._known = len(self._text(self._ids[self._start :]))
         return new
 
     def completed_by(self, token: int) -> str:
         """What `add` would give; nothing is added."""
-        new = self._since([*self._ids[self._start :], token])
-        return "" if new.endswith(INCOMPLETE) else new
+        if token not in self._completed:
+            new = self._since([*self._ids[self._start :], token])
+            self._completed[token] = "" if new.endswith(INCOMPLETE) else new
+        return self._completed[token]
 
     def rest(self) -> str:
         """What has not been given yet."""
         return self._since(self._ids[self._start :])
 
+    def rest_with(self, token: int) -> str:
+        """What `rest` would be, which is something, with the token in the last one's place."""
+        return self._since([*self._ids[self._start : -1], token])
+
     def _since(self, ids: list[int]) -> str:
-        return self._text(ids)[len(self._text(self._ids[self._start : self._read])) :]
+        return self._text(ids)[self._known :]
 
 
 class Piece(NamedTuple):
@@ -65,6 +75,7 @@ class AnswerText:
         self._detokeniser, self._stop_ids = Detokeniser(tokenizer), frozenset(tokenizer.stop_ids)
         self._stop = tuple(text for text in stop if text)
         self._all, self._taken, self._pieces = "", 0, deque()
+        self._others: Sequence[tuple[int, float]] = ()  # the most probable ones at the last token's place
         self._ended = self.stopped = False
         self.count = 0
 
@@ -79,7 +90,7 @@ class AnswerText:
             if token not in self._stop_ids:
                 start = len(self._all)
                 told = tuple((self._here(self._detokeniser.completed_by(one)), number) for one, number in others)
-                text = self._grow(self._detokeniser.add(token))
+                text, self._others = self._grow(self._detokeniser.add(token)), others
                 self._pieces.append(Piece(text, logprob, start, start + len(text), told))
                 self._look_for_stop()
 
@@ -87,9 +98,10 @@ class AnswerText:
         """There is nothing to come."""
         self._ended = True
         if not self.stopped and (rest := self._detokeniser.rest()):
-            rest = self._grow(rest)
             last = self._pieces.pop()
-            self._pieces.append(last._replace(text=last.text + rest, end=last.end + len(rest)))
+            told = tuple(map(self._ended_with, self._others, last.top))
+            rest = self._grow(rest)
+            self._pieces.append(last._replace(text=last.text + rest, end=last.end + len(rest), top=told))
             self._look_for_stop()
         self._all = self._all.rstrip()
 
@@ -103,6 +115,11 @@ class AnswerText:
 
     def _here(self, text: str) -> str:
         return text if self._all else text.lstrip()
+
+    def _ended_with(self, other: tuple[int, float], told: tuple[str, float]) -> tuple[str, float]:
+        """What is told of another token in the last one's place, since nothing comes that would complete it."""
+        token, logprob = other
+        return told if token in self._stop_ids else (self._here(self._detokeniser.rest_with(token)), logprob)
 
     def _grow(self, text: str) -> str:
         text = self._here(text)

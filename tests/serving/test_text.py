@@ -58,6 +58,29 @@ def test_half_a_character_at_the_end_is_told_in_the_end(tokenizer):
     assert growing.count == 3
 
 
+def test_what_is_told_of_a_token_is_what_it_would_add_even_where_the_answer_is_cut_within_a_character(tokenizer):
+    """Two characters are begun and never ended: by "é" in the middle, and by the last token."""
+    ids, (other,) = tokenizer.encode("é")[:1] + tokenizer.encode("x é")[:-1], tokenizer.encode("y")
+    beside = [[(one, -0.5), (other, -1.0), (tokenizer.eos_id, -2.0)] for one in ids]
+    growing = AnswerText(tokenizer, ())
+    growing.add(ids, [-0.5] * len(ids), beside)
+    growing.finish()
+    _, pieces = growing.take()
+    assert pieces[-1].text.endswith("\N{REPLACEMENT CHARACTER}")
+    for piece in pieces:
+        (chosen, _), (instead, logprob), (end, _) = piece.top
+        assert (piece.text, "", -1.0) == (chosen, end, logprob) and instead.endswith("y")
+
+
+def test_each_token_that_is_told_of_is_decoded_once(tokenizer, monkeypatch):
+    decoded, text = [], tokenizer.text
+    monkeypatch.setattr(tokenizer, "text", lambda ids: decoded.append(ids) or text(ids))
+    ids = tokenizer.encode("wörds 😀, tabs")
+    growing = AnswerText(tokenizer, ())
+    growing.add(ids, np.zeros(len(ids)), [[(one, 0.0) for one in {token, *range(5, 24)}] for token in ids])
+    assert len(decoded) <= len(ids) * (20 + 1)  # and what is known by then, once
+
+
 def test_a_stop_text_that_has_only_begun_is_held_back(tokenizer):
     growing = AnswerText(tokenizer, ("STOP",))
     for text, taken in (("go ST", "go"), ("OR", " STOR"), ("Y STO", "Y"), ("P more", "")):
