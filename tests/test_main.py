@@ -200,6 +200,11 @@ def test_a_directory_is_answered_in_bulk(run, fails, tmp_path, capsys):
     capsys.readouterr()
     assert main(["--mode", "generate", "--workdir", str(workdir), "--image", str(photos / "2.png")]) == 0
     assert capsys.readouterr().out == rows["2.png"]["answer"] + "\n"
+    about = output.with_name("captions.jsonl.about.json")
+    settings = json.loads(about.read_text())
+    later = {settings.pop(f"config.generate.{name}") for name in ("cache_dtype", "weights")}
+    assert later == {"compute", "given"}
+    about.write_text(json.dumps(settings))  # as one that was begun before there were these
     assert main(bulk) == 0
     assert "has 4 of 4 records already" in " ".join(capsys.readouterr().out.split())
     line = fails(*bulk, "--config.generate.temperature=0.5")

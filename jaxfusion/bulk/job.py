@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from rich.console import Console
@@ -17,6 +17,7 @@ from jaxfusion.bulk.inputs import Id, Input, Parse, open_input
 from jaxfusion.bulk.output import Answers, open_answers, shard_path
 from jaxfusion.bulk.record import conversation
 from jaxfusion.config import Config, to_dict
+from jaxfusion.config.run import GenerateConfig
 from jaxfusion.data.prepared import Setting
 from jaxfusion.data.tasks import prepare_text
 from jaxfusion.errors import UserError
@@ -64,15 +65,13 @@ def bulk_run(
     model, params = load_run(workdir)
     settings = {"--input": str(source.resolve()), "--prompt": prompt}
     settings |= {"the fingerprint of the model's weights": weights_fingerprint(params)}
-    settings |= {f"config.generate.{name}": _plain(value) for name, value in to_dict(config.generate).items()}
+    settings |= _settings_of(config.generate)
     settings |= {"config.evaluate.postprocess": config.evaluate.postprocess}
-    for name in FREE:
-        del settings[f"config.generate.{name}"]
     if count > 1:  # or another process would have other records than before
         settings["the number of records"] = len(records.ids)
     params = decoding_params(params, config.generate.weights)
     job = Job(config, model, params, records, prompt, sampling)
-    with open_answers(path, settings) as answers:
+    with open_answers(path, settings, _settings_of(GenerateConfig())) as answers:
         if len(jax.local_devices()) > 1:
             _say(console, f"1 of {len(jax.local_devices())} devices is used; start a process for each, with --shard")
         answer_all(job, range(index, len(records.ids), count), answers, console)
@@ -214,8 +213,11 @@ def _sampling(config: Config) -> Sampling:
     return sampling
 
 
-def _plain(value: Any) -> Setting:
-    return list(value) if isinstance(value, tuple) else value
+def _settings_of(generate: GenerateConfig) -> dict[str, Setting]:
+    """What answers depend on, as JSON has it."""
+    told = {name: value for name, value in to_dict(generate).items() if name not in FREE}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+    return {f"config.generate.{name}": value for name, value in plain.items()}
 
 
 def _say(console: Console, text: str) -> None:

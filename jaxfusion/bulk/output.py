@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from jaxfusion.bulk.inputs import Id
@@ -44,10 +45,13 @@ class Answers:
 
 
 @contextmanager
-def open_answers(path: Path, settings: Mapping[str, Setting]) -> Iterator[Answers]:
+def open_answers(
+    path: Path, settings: Mapping[str, Setting], defaults: Mapping[str, Setting] = MappingProxyType({})
+) -> Iterator[Answers]:
     """The file with what it holds already.
 
     settings: what answers depend on, by the names that people know.
+    defaults: what a file was begun with that does not name a setting, which came later.
     Raises UserError where it cannot be written, holds anything but answers, or was begun with other settings, and
     where another process is at work on it.
     """
@@ -66,7 +70,7 @@ def open_answers(path: Path, settings: Mapping[str, Setting]) -> Iterator[Answer
     with lock, file:
         done, errors, size = _read(path, file)
         if done:
-            _check_same(about, settings, path)
+            _check_same(about, settings, defaults, path)
         elif size < os.fstat(file.fileno()).st_size and not about.exists():
             raise _foreign(path)
         else:
@@ -97,10 +101,10 @@ def _foreign(path: Path) -> UserError:
     return UserError(f"--output: {path} holds something else than answers of a bulk job; name another file")
 
 
-def _check_same(about: Path, settings: Mapping[str, Setting], path: Path) -> None:
+def _check_same(about: Path, settings: Mapping[str, Setting], defaults: Mapping[str, Setting], path: Path) -> None:
     try:
-        theirs = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        theirs = {**defaults, **json.loads(about.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError):
         raise UserError(
             f"--output: what {path} was begun with is not known, since {about.name} is missing or broken; name another "
             "file"

@@ -51,6 +51,16 @@ def test_other_settings_are_refused_by_name(path):
         pass
 
 
+def test_a_setting_that_came_later_counts_as_its_default(path):
+    def begun_with(weights):
+        return open_answers(path, SETTINGS | {"config.generate.weights": weights}, {"config.generate.weights": "given"})
+
+    with begun_with("given") as answers:
+        assert len(answers.done) == 3
+    with pytest.raises(UserError, match="weights = 'given', and here it is 'int8'; name another"), begun_with("int8"):
+        pass
+
+
 def test_what_is_no_file_of_answers_is_left_alone(path, tmp_path):
     def refuses(path, message):
         with pytest.raises(UserError, match=message), open_answers(path, SETTINGS):
