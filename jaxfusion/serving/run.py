@@ -101,11 +101,24 @@ def api_keys(config: Config) -> tuple[str, ...]:
     return (*filter(None, config.serve.api_keys), *filter(None, others))
 
 
+def announcement(host: str, port: int, name: str, asks_for_key: bool) -> list[str]:
+    """What to say of a server of the model `name` that answers at the address `host`."""
+    address, loopback = ip_address(host), "::1" if ":" in host else "127.0.0.1"
+    shown = loopback if address.is_unspecified else host  # nobody can open 0.0.0.0, which stands for all addresses
+    shown = f"[{shown}]" if ":" in shown else shown
+    lines = [
+        f"{name} is served at http://{shown}:{port}/v1",
+        f"to talk with it, open http://{shown}:{port}/ in a browser",
+    ]
+    if address.is_unspecified:
+        lines.append(f"on other machines, this machine's name takes the place of {shown}")
+    if not address.is_loopback and not asks_for_key:
+        lines.append(f"others reach it, and it asks for no key; set {KEYS}")
+    return lines
+
+
 def _tell(bound: socket.socket, config: Config, name: str) -> None:
     host, port = bound.getsockname()[:2]
     console = Console(stderr=True)
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"jaxfusion: {config.serve.model_name or name} is served at http://{shown}:{port}/v1", markup=False)
-    console.print(f"jaxfusion: to talk with it, open http://{shown}:{port}/ in a browser", markup=False)
-    if not ip_address(host).is_loopback and not api_keys(config):
-        console.print(f"jaxfusion: others reach it, and it asks for no key; set {KEYS}", markup=False)
+    for line in announcement(host, port, config.serve.model_name or name, bool(api_keys(config))):
+        console.print(f"jaxfusion: {line}", markup=False, soft_wrap=True)
