@@ -51,14 +51,17 @@ def environment() -> dict[str, Any]:
         "device": devices[0].device_kind,
         "platform": devices[0].platform,
         "devices": len(devices),
-        "host_cpu": _cpu_name(),
-        "host_cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
+        **host(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         },
     }
+
+
+def host() -> dict[str, Any]:
+    """This machine but for its devices, which JAX would have to be started to know."""
+    return {"host_cpu": _cpu_name(), "host_cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
 
 
 def _cpu_name() -> str:

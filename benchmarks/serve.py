@@ -17,16 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.command_line import Parser, new_file, positive, report
+from benchmarks.command_line import Parser, host, new_file, positive, report
 from benchmarks.compare import in_our_path, set_memory
 from benchmarks.decode import NAMES
 from benchmarks.load import SHORTEST_ANSWER, SHORTEST_PROMPT, Client, Told, make_load
 from benchmarks.presets import PRESETS
 from jaxfusion.errors import UserError
+from jaxfusion.generation.decode import check_generates
+from jaxfusion.models.vlm import build
 from jaxfusion.serving import check_extra
 
 PERCENTILES = (50, 90, 99)
 KEY = "OPENAI_API_KEY"
+ROWS = 8
+AROUND = 8  # tokens of a prompt that are neither pictures nor words, at most
 
 EPILOG = f"""\
 Half of the requests are text, three in ten have a picture and two in ten two; the words of a prompt and the tokens of
@@ -50,14 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser().parse_args(argv)
-        for option, least in (("words", SHORTEST_PROMPT), ("tokens", SHORTEST_ANSWER)):
-            if getattr(args, option) < least:
-                raise UserError(f"--{option}: {getattr(args, option)} is too few; use {least} or more")
-        if args.url:
-            result = measure(Client(args.url, os.environ.get(KEY), args.model), args)
+        _check(args)
+        if args.url:  # which runs on some other machine, for all that is known here
+            result = {"environment": host(), "url": args.url}
+            result |= measure(Client(args.url, os.environ.get(KEY), args.model), args)
         else:
             with serving(args) as (url, environment):
-                result = {"environment": environment, "preset": args.preset, "rows": args.rows}
+                result = {"environment": environment, "preset": args.preset, "rows": args.rows or ROWS}
                 result |= measure(Client(url), args)
     except UserError as error:
         print(f"benchmarks.serve: {error}", file=sys.stderr)
@@ -67,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(client: Client, args: argparse.Namespace) -> dict[str, Any]:
-    """The load once to warm the server, and then as often as there are rounds."""
+    """The load once to warm the server, and then as often as there are rounds.
+
+    Raises UserError where no request of a round was answered.
+    """
     load = {name: getattr(args, name) for name in ("words", "tokens", "image_size", "rate", "seed")}
     clients = None if args.rate else args.clients
     told: list[Told] = []
@@ -75,6 +81,7 @@ def measure(client: Client, args: argparse.Namespace) -> dict[str, Any]:
     for contents in range(args.rounds + 1):
         asks = make_load(args.requests, **load, contents=contents)
         found, seconds = client.replay(asks, clients)
+        _check_answered(found)
         if contents == 0:
             continue
         told += found
@@ -99,16 +106,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "least": min(values), "most": max(values)}
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{part}": float(np.percentile(seconds, part)) if seconds else None for part in PERCENTILES}
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    return {f"p{part}": float(np.percentile(seconds, part)) for part in PERCENTILES}
 
 
 @contextmanager
 def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A server of its own, ended with the context: its URL, and the environment it runs in."""
+    """A server of its own, ended with the context: its URL, and the environment it runs in.
+
+    Raises UserError where the longest prompt and answer exceed the model's context.
+    """
     check_extra()
-    needed = 2 * PRESETS[args.preset].model.tokens_per_image + args.words + args.tokens + 8
-    settings = {"num_rows": args.rows, "num_positions": needed, "max_waiting": max(args.requests, 1)}
+    model = PRESETS[args.preset].model
+    prompt = 2 * model.tokens_per_image + args.words + AROUND
+    check_generates(build(model), prompt, args.tokens)
+    settings = {
+        "num_rows": args.rows or ROWS,
+        "num_positions": prompt + args.tokens,
+        "max_waiting": max(args.requests, 1),
+    }
     command = [sys.executable, "-m", "benchmarks.served", args.preset, json.dumps(settings)]
     environment = in_our_path()
     set_memory(environment, None)
@@ -127,6 +143,26 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             process.stdout.close()
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for what cannot go together or is too little."""
+    for option, least in (("words", SHORTEST_PROMPT), ("tokens", SHORTEST_ANSWER)):
+        if getattr(args, option) < least:
+            raise UserError(f"--{option}: {getattr(args, option)} is too few; use {least} or more")
+    if args.url and args.rows is not None:
+        raise UserError("--rows: the server at --url has its own; leave it out")
+    if args.model is not None and not args.url:
+        raise UserError("--model: it belongs to --url, and none was given; leave it out, or choose a --preset")
+
+
+def _check_answered(told: Sequence[Told]) -> None:
+    if all(one.failed for one in told):
+        ((reason, number),) = Counter(one.failed for one in told).most_common(1)
+        raise UserError(
+            f"none of {len(told)} requests was answered, and {number} of them for this: {reason}; "
+            "mend that, or ask for less with --words and --tokens"
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m benchmarks.serve",
@@ -140,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--url", help="a server with OpenAI's interface, http://HOST:PORT/v1")
     where.add_argument("--preset", choices=NAMES, default=NAMES[0], help=f"a model to serve (default: {NAMES[0]})")
     parser.add_argument("--model", metavar="NAME", help="that the --url serves (default: the first it names)")
-    parser.add_argument("--rows", default=8, help="answers that grow at once, without --url (default: 8)", **number)
+    parser.add_argument("--rows", help=f"answers that grow at once, without --url (default: {ROWS})", **number)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--clients", default=16, help="who ask one after the other (default: 16)", **number)
     how.add_argument("--rate", type=_rate, metavar="R", help="requests a second, in place of --clients")

@@ -36,7 +36,8 @@ def test_a_server_elsewhere_answers_all_of_it(served, how, tmp_path):
     url = ["--url", f"{served.url}/v1"]
     assert main([*url, *SMALL, *how, "--requests", "6", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
-    assert (found["server_model"], found["failed"]) == ("tiny", {})
+    assert (found["server_model"], found["failed"], found["url"]) == ("tiny", {}, url[1])
+    assert found["environment"].keys() == {"host_cpu", "host_cores", "load_average"}  # whose devices are not these
     assert sum(found["requests_with_pictures"].values()) == 6
     first, end = found["seconds_to_first_token"], found["seconds_to_end"]
     assert 0 < first["p50"] <= end["p50"] <= end["p99"]
@@ -49,6 +50,19 @@ def test_a_request_counts_from_when_it_was_due_and_a_refused_one_says_why(served
     assert 100 < late.first <= late.whole and 0 < late.tokens <= ask.body["max_tokens"]
     ask.body["max_tokens"] = 10**6
     assert client.ask(ask).failed == "400 Bad Request"
+
+
+def test_where_nothing_is_answered_the_reason_is_told(served, capsys):
+    def limit(seed):
+        (ask,) = make_load(1, **LOAD | {"tokens": 10**9, "seed": seed}, rate=None, contents=0)
+        return ask.body["max_tokens"]
+
+    seed = next(seed for seed in range(9) if limit(seed) > 10**6)
+    sizes = ["--words", "6", "--tokens", "1000000000", "--image-size", "8", "--requests", "1", "--seed", str(seed)]
+    assert main(["--url", f"{served.url}/v1", *sizes]) == 2
+    error = capsys.readouterr().err
+    assert "none of 1 requests was answered, and 1 of them for this: 400 Bad Request; mend that" in error
+    assert error.count("\n") == 1
 
 
 def test_its_own_server_is_there_for_as_long_as_it_is_asked(tmp_path):
@@ -64,6 +78,9 @@ def test_its_own_server_is_there_for_as_long_as_it_is_asked(tmp_path):
     ("arguments", "message"),
     [
         (["--words", "2"], "--words: 2 is too few; use 4 or more"),
+        (["--words", "4000"], "and the model's context has "),
+        (["--url", "x", "--rows", "2"], "--rows: the server at --url has its own; leave it out"),
+        (["--model", "x"], "--model: it belongs to --url, and none was given; leave it out"),
         (["--rate", "0"], "--rate: 0 is not a positive number"),
         (["--url", "http://127.0.0.1:9/v1"], "--url: http://127.0.0.1:9/v1/models is not answered as it should be"),
     ],
