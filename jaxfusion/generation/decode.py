@@ -99,22 +99,29 @@ class Chosen(NamedTuple):
 def decoding_params(params: Params, weights: Weights = "given") -> Params:
     """The parameters with each decoder layer's on their own, which a step reads where they lie; given ones stay so.
 
-    weights: "int8": with the kernels of the decoder's linear layers in 8 bits, see `jaxfusion.models.int8`.
+    weights: "int8": with the kernels of the decoder's linear layers in 8 bits, see `jaxfusion.models.int8`. They are
+             made layer by layer, so that there is at no time more than what is given and what is returned, and a layer.
     """
     _check_choice("weights", weights, Weights)
+    finish = _in_8_bits if weights == "int8" else lambda _, tree: tree
 
-    def kernel_in_8_bits(path: Any, leaf: Any) -> Any:
-        return quantise_kernel(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    def decoded(room: str, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "layers" not in tree or isinstance(tree["layers"], Unstacked):
+            return finish(room, tree)
+        others = {name: part for name, part in tree.items() if name != "layers"}
+        layers = Unstacked.of(tree["layers"], partial(finish, f"{room}/layers"))
+        return finish(room, others) | {"layers": layers}
 
-    def unstacked(room: Any) -> Any:
-        if not isinstance(room, dict) or "layers" not in room or isinstance(room["layers"], Unstacked):
-            return room
-        return room | {"layers": Unstacked.of(room["layers"])}
+    return params | {room: decoded(room, params[room]) for room in ("decoder", "fusion") if room in params}
 
-    rooms = {room: params[room] for room in ("decoder", "fusion") if room in params}
-    if weights == "int8":
-        rooms = jax.tree_util.tree_map_with_path(kernel_in_8_bits, rooms, is_leaf=is_int8)
-    return params | {room: unstacked(part) for room, part in rooms.items()}
+
+def _in_8_bits(path: str, tree: Any) -> Any:
+    """A tree of parameters at a path with its kernels in 8 bits."""
+
+    def kernel(place: Any, leaf: Any) -> Any:
+        return quantise_kernel(f"{path}/{jax.tree_util.keystr(place, simple=True, separator='/')}", leaf)
+
+    return jax.tree_util.tree_map_with_path(kernel, tree, is_leaf=is_int8)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("cache_dtype", "num_top"))

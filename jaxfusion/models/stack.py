@@ -26,9 +26,10 @@ class Unstacked:
     layers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, stacked: Any) -> "Unstacked":
+    def of(cls, stacked: Any, finish: Callable[[Any], Any] = lambda layer: layer) -> "Unstacked":
+        """finish: what is made of each layer as soon as it is on its own."""
         length = jax.tree.leaves(stacked)[0].shape[0]
-        return cls(tuple(jax.tree.map(lambda leaf, i=index: leaf[i], stacked) for index in range(length)))
+        return cls(tuple(finish(jax.tree.map(lambda leaf, i=index: leaf[i], stacked)) for index in range(length)))
 
 
 Layer = Callable[..., tuple[jax.Array, Any]]

@@ -12,10 +12,11 @@ from jaxfusion.config import Config, from_dict
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
+from jaxfusion.generation import decode
 from jaxfusion.generation.beams import Beams, beam_search
 from jaxfusion.generation.decode import decoding_params, empty_cache
 from jaxfusion.generation.engine import Answer, Engine, Request
-from jaxfusion.models.int8 import dequantise, is_int8
+from jaxfusion.models.int8 import dequantise, is_int8, quantise_kernel
 from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.training.compilations import counted_compilations
 from tests.generation.test_decode import continued, prompts
@@ -53,7 +54,7 @@ def test_8_bits_have_a_scale_for_each_position_and_head_and_what_comes_later_cha
         np.testing.assert_allclose(after[0][row, there], second[row], atol=100 * 5 / 127 / 2)
 
 
-def test_caches_and_weights_take_the_memory_of_their_bits(model, params):
+def test_caches_and_weights_take_the_memory_of_their_bits(model, params, monkeypatch):
     num_heads, head_dim = 2, model.config.width // 4
 
     def size(tree):
@@ -72,8 +73,16 @@ def test_caches_and_weights_take_the_memory_of_their_bits(model, params):
     assert jax.tree.all(jax.tree.map(np.array_equal, small["vision"], params["vision"]))
     once_more = decoding_params(small, "int8")
     assert jax.tree.all(jax.tree.map(np.array_equal, once_more, small))
-    stacked = decoding_params(random_params(model), "int8")  # before or after they are laid out: the same
+    met = set()
+
+    def at_a_time(path, leaf):
+        met.add(leaf.shape)
+        return quantise_kernel(path, leaf)
+
+    monkeypatch.setattr(decode, "quantise_kernel", at_a_time)
+    stacked = decoding_params(random_params(model), "int8")
     assert jax.tree.all(jax.tree.map(np.array_equal, stacked, small))
+    assert met <= {leaf.shape for leaf in jax.tree.leaves(params)}  # a layer, and never the stack
 
 
 @pytest.fixture(scope="module")
