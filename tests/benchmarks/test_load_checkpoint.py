@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import loaders
-from benchmarks.load_checkpoint import llama_config, main, summary, write_checkpoint
+from benchmarks import load_checkpoint, loaders
+from benchmarks.load_checkpoint import compare, llama_config, main, summary, write_checkpoint
 
 
 def test_a_run_writes_what_it_found(tmp_path, capsys):
@@ -23,13 +23,30 @@ def test_a_run_writes_what_it_found(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]  # the checkpoint is gone
 
 
-def test_both_load_all_of_it(tmp_path, capsys):
+def test_both_load_all_of_it(tmp_path):
     written = write_checkpoint(tmp_path, 0, "bfloat16")
-    for name, load in loaders.LOADERS.items():
+    for load in loaders.LOADERS.values():
         assert sum(weight.nbytes for weight in load(tmp_path, "bfloat16")) == written["bytes"]
-        loaders.measure(name, str(tmp_path), str(tmp_path), "bfloat16")
-        found = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert 0 < found["return_seconds"] <= found["ready_seconds"]
+
+
+def test_both_take_turns_and_are_told_beside_each_other(tmp_path, capsys, monkeypatch):
+    """In this process, which has imported all of both already."""
+    calls = []
+
+    def here(call):
+        calls.append(call)
+        eval(call, vars(loaders))
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return told | {"peak_bytes": 1} if "peak_bytes" in told else told  # there is none after a process's highest
+
+    monkeypatch.setattr(load_checkpoint, "_in_a_process", here)
+    found = compare(0, "bfloat16", "bfloat16", 2, tmp_path)
+    turns = [f"{how}({name!r}" for name in loaders.LOADERS for how in ("measure_start", "measure")]
+    assert [call.partition(",")[0] for call in calls] == 2 * turns
+    for name in loaders.LOADERS:
+        assert 0 < found[name]["return_seconds"] <= found[name]["ready_seconds"] and found[name]["process_seconds"] > 0
+    assert found["transformers_to_ours_ready_seconds"] > 0 and found["rounds"] == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_told_are_medians_and_their_ratios():
