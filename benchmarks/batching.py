@@ -20,8 +20,9 @@ from benchmarks.weights import random_params
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
+from jaxfusion.generation.answer import Request
 from jaxfusion.generation.decode import decoding_params, generate_tokens
-from jaxfusion.generation.engine import Engine, Request
+from jaxfusion.generation.engine import Engine
 from jaxfusion.models.vlm import build
 
 PROMPT = 32  # tokens: what is compared is how answers share the rows

@@ -14,8 +14,9 @@ from jaxfusion.config import Config
 from jaxfusion.data.messages import Image, Message, answer, ask
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import sampling_of
+from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.decode import decoding_params
-from jaxfusion.generation.engine import Answer, Engine, Request
+from jaxfusion.generation.engine import Engine
 from jaxfusion.generation.generate import check_prompts, prompt_segment, read_images
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params

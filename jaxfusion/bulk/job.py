@@ -23,8 +23,9 @@ from jaxfusion.data.tasks import prepare_text
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import sampling_of
 from jaxfusion.evaluation.meter import Meter
+from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.decode import decoding_params
-from jaxfusion.generation.engine import Answer, Engine, Request
+from jaxfusion.generation.engine import Engine
 from jaxfusion.generation.generate import prompt_segment, read_images, until_stop
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params

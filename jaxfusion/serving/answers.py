@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from jaxfusion.generation.engine import Engine, Request
+from jaxfusion.generation.answer import Request
+from jaxfusion.generation.engine import Engine
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.protocol import FinishReason
 from jaxfusion.serving.text import AnswerText, Piece

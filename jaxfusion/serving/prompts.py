@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from jaxfusion.config.run import GenerateConfig, ServeConfig
 from jaxfusion.data.messages import Image, Message, ask
 from jaxfusion.data.tokenise import Segment
-from jaxfusion.generation.engine import Request
+from jaxfusion.generation.answer import Request
 from jaxfusion.generation.generate import as_seen, prompt_segment
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model

@@ -12,8 +12,8 @@ from fastapi import Request
 from starlette.responses import Response
 
 from jaxfusion.data.tokenise import Segment
+from jaxfusion.generation.answer import Request as EngineRequest
 from jaxfusion.generation.engine import Engine
-from jaxfusion.generation.engine import Request as EngineRequest
 from jaxfusion.serving.answers import Asked, Said, merged
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.metrics import Metrics

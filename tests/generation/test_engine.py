@@ -11,7 +11,8 @@ import jaxfusion
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
-from jaxfusion.generation.engine import BusyError, ClosedError, Engine, Request
+from jaxfusion.generation.answer import Request
+from jaxfusion.generation.engine import BusyError, ClosedError, Engine
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.training.compilations import counted_compilations
 from tests.generation.test_decode import continued

@@ -7,8 +7,9 @@ import jaxfusion
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
+from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.decode import reads_in_parts
-from jaxfusion.generation.engine import Answer, Engine, Request
+from jaxfusion.generation.engine import Engine
 from jaxfusion.generation.prefixes import PART, PrefixCache, parts
 from jaxfusion.models.stack import Unstacked
 from jaxfusion.training.compilations import counted_compilations

@@ -13,9 +13,10 @@ from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
 from jaxfusion.generation import decode
+from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.beams import Beams, beam_search
 from jaxfusion.generation.decode import decoding_params, empty_cache
-from jaxfusion.generation.engine import Answer, Engine, Request
+from jaxfusion.generation.engine import Engine
 from jaxfusion.models.int8 import dequantise, is_int8, quantise_kernel
 from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.training.compilations import counted_compilations

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openai import AsyncOpenAI
 
-from jaxfusion.generation.engine import Answer
+from jaxfusion.generation.answer import Answer
 from tests.serving.running import Serving, data_url, png, serving, tiny_model, user
 
 LENGTHS = (1, 7, 30, 90)
