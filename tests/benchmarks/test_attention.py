@@ -26,8 +26,8 @@ def test_the_reference_is_that_of_the_tests(name, softcap):
         np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-12)
 
 
-# Left out are "causal", which is "causal, padded" with nothing padded, "full", "full, odd" at an even length, and "packed
-# towers", whose masks tests/models/test_flash_attention.py has. All differ in their heads, too.
+# Left out are "causal", which is "causal, padded" with nothing padded; "full", "full, odd" at an even length;
+# and "packed towers", whose masks tests/models/test_flash_attention.py has. All differ in their heads, too.
 SEVERAL = [case for case in CASES if case.name not in ("causal", "full", "packed towers")]
 
 
