@@ -18,6 +18,11 @@ Any value of the config can be set here: --config.train.num_steps=2000 --config.
 All of them, with defaults and what they mean: jaxfusion/config/run.py and jaxfusion/config/model.py; docs/config.md is
 the way into them.
 
+Decoding takes less memory, and answers change a little, with
+  --config.generate.cache_dtype=int8    keys and values in 8 bits (or bfloat16)
+  --config.generate.weights=int8        the decoder's linear layers in 8 bits
+--mode serve answers programs by OpenAI's interface, and people by a chat page at the server's address.
+
 examples:
   jaxfusion --config configs/quickstart.py
   jaxfusion --mode evaluate --workdir runs/quickstart
