@@ -20,7 +20,10 @@ from PIL import Image
 
 from jaxfusion import load
 from jaxfusion.data.images import read_image
+from jaxfusion.errors import UserError
+from jaxfusion.generation.engine import Engine
 from jaxfusion.main import main
+from jaxfusion.models.int8 import has_int8
 
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.py")
@@ -216,6 +219,37 @@ def test_a_directory_is_answered_in_bulk(run, fails, tmp_path, capsys):
     assert "config.generate.num_beams: 2 is not for --input" in fails(*bulk, "--config.generate.num_beams=2")
     assert "--output: none was given" in fails(*bulk[:-3])
     assert "--image: the pictures are those of --input" in fails(*bulk, "--image", photos / "0.png")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["generate", "--workdir", "RUN", "--prompt", "what?"],
+        ["generate", "--workdir", "RUN", "--prompt", "what?", "--config.generate.num_beams=2"],
+        ["generate", "--workdir", "RUN", "--input", "OUT/asked.jsonl", "--output", "OUT/answers.jsonl"],
+        ["evaluate", "--workdir", "RUN"],
+        ["evaluate", "--workdir", "RUN", "--config.generate.num_beams=2"],
+        ["chat", "--workdir", "RUN"],
+        ["serve", "--workdir", "RUN", "--config.serve.port=0"],
+        ["serve", "--checkpoint", "RUN", "--config.serve.port=0"],
+    ],
+    ids=["generate", "generate-beams", "bulk", "evaluate", "evaluate-beams", "chat", "serve", "serve-checkpoint"],
+)
+def test_every_mode_decodes_with_the_bits_that_are_set(run, fails, tmp_path, monkeypatch, mode):
+    """Up to where what decodes is made; that it decodes so is for tests/generation and tests/serving."""
+    workdir, _ = run
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "what?"}\n')
+
+    def tell(model, params, *_, cache_dtype="compute", **__):
+        raise UserError(f"weights in 8 bits: {has_int8(params['decoder'])}, keys and values: {cache_dtype}")
+
+    monkeypatch.setattr(Engine, "__init__", lambda _, *given, **settings: tell(*given, **settings))
+    for name in ("generate_tokens", "beam_search"):
+        monkeypatch.setattr(f"jaxfusion.generation.generate.{name}", tell)
+    settings = ["--config.generate.cache_dtype=int8", "--config.generate.weights=int8"]
+    given = [text.replace("RUN", str(workdir)).replace("OUT", str(tmp_path)) for text in mode]
+    line = fails("--mode", *given, *settings)
+    assert line == "jaxfusion: weights in 8 bits: True, keys and values: int8"
 
 
 def test_a_prompt_longer_than_the_context_is_refused(run, fails):
