@@ -81,11 +81,13 @@ def measure(preset: str, num_requests: int, rows: int, longest: int, rounds: int
             side()
             seconds[name].append(time.perf_counter() - start)
     ratios = np.divide(seconds["static"], seconds["continuous"])
+    batches = [limits[start : start + rows].max() for start in range(0, num_requests, rows)]
     return {
         "preset": preset,
         "requests": num_requests,
         "rows": rows,
         "answer_tokens": {"sum": int(limits.sum()), "median": int(np.median(limits)), "longest": int(limits.max())},
+        "most_to_win": float(sum(batches) * rows / limits.sum()),  # with no row idle in any step
         "answers_alike": float(alike),
         "tokens_per_second": {name: float(limits.sum() / np.median(times)) for name, times in seconds.items()},
         "continuous_to_static": f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
