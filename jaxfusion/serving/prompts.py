@@ -62,7 +62,8 @@ class Reader:
         room = self.num_positions - length
         limit = body.limit or min(self.defaults.max_new_tokens, room)
         if room < 1 or limit > room:
-            raise self._too_long(f"the prompt takes {length} positions, images included, and the answer {limit}")
+            asked = f" and the answer {body.limit}" if body.limit else ""
+            raise self._too_long(f"the prompt takes {length} positions (images included){asked}")
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
         settings = {
             field.name: getattr(self.defaults if getattr(body, field.name) is None else body, field.name)

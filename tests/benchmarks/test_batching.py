@@ -13,7 +13,7 @@ def test_both_sides_answer_alike_and_what_was_found_is_written(tmp_path, capsys)
         sizes = ["--requests", str(requests), "--rows", "2", "--longest", "24", "--rounds", "1"]
         assert main([*sizes, "--json", str(path)]) == 0
         found[requests] = json.loads(path.read_text())
-    assert found[2]["note"] == all_at_once(2, 2) and found[2]["answers_alike"] == 1
+    assert found[2]["note"] == all_at_once(2, 2) and found[2]["answers_alike"] == found[2]["most_to_win"] == 1
     found = found[5]
     assert found["requests"] == 5 and found["answer_tokens"]["longest"] <= 24
     assert found["answers_alike"] == 1
