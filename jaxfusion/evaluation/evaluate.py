@@ -201,20 +201,21 @@ def _generated(
                 "lower it, or leave the sample out"
             )
 
-    def said(answer: Answer) -> str:
-        return model.tokenizer.decode(answer.tokens)
+    def says_stop(answer: Answer) -> bool:
+        text = model.tokenizer.decode(answer.tokens) if wanted.stop else ""
+        return until_stop(text, wanted.stop) != text
 
     answers = answer_requests(
         model,
         params,
         requests,
         num_rows=size,
-        complete=lambda answer: bool(wanted.stop) and until_stop(said(answer), wanted.stop) != said(answer),
+        complete=says_stop,
         tell=tell,
         prefix_bytes=wanted.prefix_bytes,
         cache_dtype=wanted.cache_dtype,
     )
-    return [until_stop(said(answer), wanted.stop) for answer in answers]
+    return [until_stop(model.tokenizer.decode(answer.tokens), wanted.stop) for answer in answers]
 
 
 def _searched(

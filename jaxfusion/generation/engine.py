@@ -232,10 +232,8 @@ class Engine:
     def _read(self, prompt: Batch | InParts, wanted: Wanted) -> tuple[Chosen, DecodeState]:
         positions = self._state.cache.layers[0].key.shape[1]
         if isinstance(prompt, Batch):
-            batch, settings = (
-                jax.tree.map(jnp.asarray, prompt),
-                {"cache_dtype": self._cache_dtype, "num_top": self._num_top},
-            )
+            batch = jax.tree.map(jnp.asarray, prompt)
+            settings = {"cache_dtype": self._cache_dtype, "num_top": self._num_top}
             return prefill(self._model, positions, self._eos, self._params, batch, wanted, **settings)
         cache = _empty(self._model, 1, positions + self._longest_part, self._cache_dtype)
         found = self._prefixes.leading(prompt.parts)

@@ -75,6 +75,11 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
     assert evaluate(whole, model, params, given, LABELS).metrics == pytest.approx(result.metrics, rel=1e-5)
     losses = held_out_losses(config, model, params, given)
     assert losses == pytest.approx({name: result.metrics[name] for name in losses}, rel=1e-5)
+    if task == "caption":
+        letter = next(prediction for prediction in result.predictions if prediction)[-1]
+        stopped = dataclasses.replace(config, generate=dataclasses.replace(config.generate, stop=(letter,)))
+        cut = evaluate(stopped, model, params, given, LABELS).predictions
+        assert cut == [prediction.partition(letter)[0] for prediction in result.predictions] != result.predictions
     if task == "classify":
         assert np.trace(result.confusion) == sum(right)
         assert result.metrics["test_accuracy"] == pytest.approx(np.mean(right))
