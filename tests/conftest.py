@@ -72,6 +72,18 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_dir
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between two files: compiled programs are let go before the process has more pieces of memory than Linux gives it
+    (vm.max_map_count, 65,530), where the next compilation would crash."""
+    if nextitem is not None and nextitem.path != item.path and _num_memory_maps() > 20_000:
+        jax.clear_caches()
+
+
+def _num_memory_maps() -> int:
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
+
+
 def pytest_collection_finish() -> None:
     """Tracing makes far more objects than garbage: what has been imported is not looked through again and again."""
     gc.collect()
