@@ -22,6 +22,7 @@ from jaxfusion.config.model import TransformerDecoderConfig
 from jaxfusion.config.run import CacheDtype, Weights
 from jaxfusion.errors import UserError
 from jaxfusion.generation.sampling import GREEDY, Sampling, Samplings, draw, seed_keys
+from jaxfusion.models.alike import by_tiles, rows_alike
 from jaxfusion.models.int8 import is_int8, quantise_kernel
 from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.stack import Unstacked
@@ -144,13 +145,14 @@ def prefill(
     num_rows, params = batch.tokens.shape[0], decoding_params(params)
     real = batch.segment_ids > 0
     cache = empty_cache(model, num_rows, num_positions, cache_dtype)
-    logits, cache, visual = apply(model, params, batch.replace(prompt_mask=real), cache, method="prefill")
+    with rows_alike(exact(model)):
+        logits, cache, visual = apply(model, params, batch.replace(prompt_mask=real), cache, method="prefill")
     # Tokens beyond the vocabulary are dropped: padding goes there.
     places = jnp.where(real, batch.tokens, logits.shape[-1])
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(num_rows)[:, None], places].set(True, mode="drop")
     visual, images = (visual, batch.image_segment_ids) if looks_back(model) else (None, None)
     length = jnp.sum(real, axis=1, dtype=jnp.int32)
-    return _begin(logits, cache, length, seen, wanted, eos, num_top, visual, images)
+    return _begin(model, logits, cache, length, seen, wanted, eos, num_top, visual, images)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames="cache")
@@ -164,11 +166,13 @@ def prefill_part(
     Returns the logits of what comes next. Only of a model that `reads_in_parts`.
     """
     params, batch = decoding_params(params), batch.replace(positions=batch.positions + starts[:, None])
-    return apply(model, params, batch, starts, cache, method="prefill_after")
+    with rows_alike(exact(model)):
+        return apply(model, params, batch, starts, cache, method="prefill_after")
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="num_top")
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="num_top")
 def begin(
+    model: Model,
     num_positions: int,
     eos: tuple[int, ...],
     logits: Float[Array, "B V"],
@@ -181,10 +185,11 @@ def begin(
 ) -> tuple[Chosen, DecodeState]:
     """As `prefill`, of prompts that `prefill_part` has read; the cache's first `num_positions` stay."""
     cache = jax.tree.map(lambda leaf: leaf[:, :num_positions], cache)
-    return _begin(logits, cache, length, seen, wanted, eos, num_top)
+    return _begin(model, logits, cache, length, seen, wanted, eos, num_top)
 
 
 def _begin(
+    model: Model,
     logits: Array,
     cache: Unstacked,
     length: Array,
@@ -207,7 +212,7 @@ def _begin(
         visual=visual,
         image_segment_ids=image_segment_ids,
     )
-    return _choose(logits, state, eos, num_top)
+    return _choose(model, logits, state, eos, num_top)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="num_top", donate_argnames="state")
@@ -229,10 +234,11 @@ def decode_block(
     def advance(carry: tuple[Array, Chosen, DecodeState]) -> tuple[Array, Chosen, DecodeState]:
         step, chosen, state = carry
         seen = (state.visual, state.image_segment_ids)
-        logits, cache = apply(model, params, state.last, state.length, state.cache, *seen, method="extend")
+        with rows_alike(exact(model)):
+            logits, cache = apply(model, params, state.last, state.length, state.cache, *seen, method="extend")
         # A row that has ended stands still, and writes to the same place of its cache again.
         length = jnp.where(state.ended, state.length, state.length + 1)
-        new, state = _choose(logits, state.replace(cache=cache, length=length), eos, num_top)
+        new, state = _choose(model, logits, state.replace(cache=cache, length=length), eos, num_top)
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1)
         return step + 1, jax.tree.map(put, chosen, new), state
 
@@ -246,12 +252,13 @@ def decode_block(
 
 
 def _choose(
-    logits: Float[Array, "B V"], state: DecodeState, eos: tuple[int, ...], num_top: int
+    model: Model, logits: Float[Array, "B V"], state: DecodeState, eos: tuple[int, ...], num_top: int
 ) -> tuple[Chosen, DecodeState]:
     """Each row's next token, N = 1, and the state with it."""
     wanted, rows = state.wanted, jnp.arange(logits.shape[0])
     token = draw(logits, state.seen, wanted.samplings, wanted.keys, state.count)
-    total = jax.nn.logsumexp(logits, axis=-1)
+    with rows_alike(exact(model)):
+        total = by_tiles(partial(jax.nn.logsumexp, axis=-1), logits[:, None])[:, 0]
     logprob = logits[rows, token] - total
     top = _most_probable(logits, total, wanted.top & ~state.ended, num_top)
     token = jnp.where(state.ended, eos[0] if eos else 0, token)
@@ -280,6 +287,11 @@ def _most_probable(
         return Top(jnp.zeros(room, jnp.int32), jnp.zeros(room))
 
     return jax.lax.cond(jnp.any(wanted), look, nothing)
+
+
+def exact(model: Model) -> bool:
+    """Whether what a row answers is to be the same to the last bit, whatever stands beside it; see `models.alike`."""
+    return model.config.dtype == "float32"
 
 
 def looks_back(model: Model) -> bool:

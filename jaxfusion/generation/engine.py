@@ -247,7 +247,7 @@ class Engine:
         seen = np.zeros((1, self._model.config.text_embedding.vocab_size), bool)
         seen[0, prompt.tokens[prompt.tokens < seen.shape[1]]] = True
         length = jnp.array([len(prompt.tokens)], jnp.int32)
-        return begin(positions, self._eos, logits, cache, length, seen, wanted, num_top=self._num_top)
+        return begin(self._model, positions, self._eos, logits, cache, length, seen, wanted, num_top=self._num_top)
 
     def _next(self) -> tuple[Answer, Batch | InParts, Wanted] | None:
         with self._work:

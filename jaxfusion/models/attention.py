@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfusion.config.model import AttentionKernel
+from jaxfusion.models import alike
 from jaxfusion.models.rows import on_own_rows, platform
 
 Kind = Literal["causal", "full", "ranges"]
@@ -126,6 +127,8 @@ def attention(
         there is no GPU: slowly, for tests.
     """
     scale = scale or query.shape[-1] ** -0.5
+    if alike.is_active():
+        return alike.attend(query, key, value, interval.start, interval.end, scale, softcap)
     kernel = choose_kernel(query, key, interval, softcap) if implementation == "auto" else implementation
     if kernel == "cudnn":
         return _cudnn(query, key, value, interval, scale, softcap)

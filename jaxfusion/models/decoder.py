@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from jaxfusion.models.alike import by_tiles
+
 
 class Output(nn.Module):
     """Logits in float32 by one matrix without a bias."""
@@ -17,7 +19,8 @@ class Output(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes))
-        return jnp.einsum("btd,dv->btv", x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        matrix = kernel.astype(self.dtype)
+        return by_tiles(lambda x: jnp.einsum("btd,dv->btv", x, matrix, preferred_element_type=jnp.float32), x)
 
 
 def pool_segments(

@@ -1,5 +1,6 @@
 """The encoder room's bidirectional LSTM. (The Transformer encoder is `transformer.TransformerLayers` itself.)"""
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -8,6 +9,7 @@ from flax import linen as nn
 from jax.experimental import rnn
 from jaxtyping import Array, Float, Int
 
+from jaxfusion.models import alike
 from jaxfusion.models.rows import on_own_rows, platform
 
 LSTMKernel = Literal["auto", "scan", "cudnn"]
@@ -46,7 +48,10 @@ class BiLSTM(nn.Module):
             )
         kernel = choose_kernel(self.implementation, self.dtype, packed)
         # XLA cannot share out cuDNN's call, and of a scan it would add up the weights' gradients at every time step.
-        return on_own_rows({"cudnn": _cudnn, "scan": _scan}[kernel], x, segment_ids, whole=(layers,))
+        run = {"cudnn": _cudnn, "scan": _scan}[kernel]
+        if alike.is_active():
+            return alike.one_by_one(lambda x, ids: run(x, ids, layers), x, segment_ids)
+        return on_own_rows(run, x, segment_ids, whole=(layers,))
 
 
 def choose_kernel(implementation: LSTMKernel, dtype: jnp.dtype, packed: bool) -> Literal["scan", "cudnn"]:
@@ -72,7 +77,9 @@ def _scan_layer(x: Array, segment_ids: Array, layer: dict[str, Array]) -> Array:
 
     ids = both_ways(segment_ids)
     starts = jnp.concatenate([jnp.ones_like(ids[:1], bool), ids[1:] != ids[:-1]])
-    forward, backward = jnp.einsum("btd,edg->ebtg", x, layer["input_kernel"]) + layer["bias"][:, None, None]
+    project = partial(jnp.einsum, "btd,edg->bteg")
+    inputs = alike.by_tiles(lambda x: project(x, layer["input_kernel"]), x) + layer["bias"]
+    forward, backward = jnp.moveaxis(inputs, 2, 0)
     projected = jnp.moveaxis(jnp.stack([forward, jnp.flip(backward, axis=1)]), 2, 0)
 
     def step(carry: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:

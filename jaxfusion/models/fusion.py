@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import AttentionKernel, CrossAttentionFusionConfig
+from jaxfusion.models.alike import by_tiles
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.cross_attention import CrossAttention
 from jaxfusion.models.lora import inside
@@ -61,12 +62,15 @@ class GatedCrossAttention(nn.Module):
             return jnp.tanh(self.param(name, nn.initializers.zeros, ())).astype(self.dtype)
 
         attend = CrossAttention(self.num_heads, self.dtype, self.implementation, name="attention")
-        text = x
-        normed = make_norm("layer", 1e-6, self.dtype, "attention_norm")(x)
-        x = x + gate("attention_gate") * attend(normed, visual, interval)
         mlp = MLP(4 * x.shape[-1], "gelu", self.dtype, name="mlp")
-        x = x + gate("mlp_gate") * mlp(make_norm("layer", 1e-6, self.dtype, "mlp_norm")(x))
-        return jnp.where((interval.end > interval.start)[..., None], x, text)
+
+        def go_on(x: Array, attended: Array) -> Array:
+            x = x + gate("attention_gate") * attended
+            return x + gate("mlp_gate") * mlp(make_norm("layer", 1e-6, self.dtype, "mlp_norm")(x))
+
+        normed = make_norm("layer", 1e-6, self.dtype, "attention_norm")(x)
+        seen = by_tiles(go_on, x, attend(normed, visual, interval))
+        return jnp.where((interval.end > interval.start)[..., None], seen, x)
 
 
 class CrossAttentionFusion(nn.Module):

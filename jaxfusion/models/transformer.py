@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import AttentionKernel, TransformerConfig
 from jaxfusion.models import float8, remat
+from jaxfusion.models.alike import PositionWise, by_tiles
 from jaxfusion.models.attention import Interval, attention, sliding_window
 from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.lora import inside
@@ -21,7 +22,7 @@ from jaxfusion.models.rope import Rotation, rotate, rotation
 from jaxfusion.models.stack import Unstacked, grouped, init_stack, is_scanned, run_stack, stack_param, ungrouped
 
 
-class OffsetRMSNorm(nn.Module):
+class OffsetRMSNorm(PositionWise, nn.Module):
     """RMS norm whose scale is stored minus one, as in Gemma; computed in float32."""
 
     epsilon: float
@@ -65,16 +66,22 @@ class SelfAttention(nn.Module):
         config = self.config
         head_dim = config.head_dim or x.shape[-1] // config.num_heads
 
-        def heads(count: int, name: str) -> Array:
-            return nn.DenseGeneral((count, head_dim), use_bias=config.qkv_bias, dtype=self.dtype, name=name)(x)
-
         num_kv_heads = config.num_kv_heads or config.num_heads
-        query, key, value = heads(config.num_heads, "query"), heads(num_kv_heads, "key"), heads(num_kv_heads, "value")
-        if config.qk_norm:
-            query = make_norm(config.norm, config.norm_eps, self.dtype, "query_norm")(query)
-            key = make_norm(config.norm, config.norm_eps, self.dtype, "key_norm")(key)
-        if rotation is not None:
-            query, key = (rotate(part, positions, rotation) for part in (query, key))
+
+        def project(x: Array, positions: Array | None = None) -> tuple[Array, Array, Array]:
+            def heads(count: int, name: str) -> Array:
+                return nn.DenseGeneral((count, head_dim), use_bias=config.qkv_bias, dtype=self.dtype, name=name)(x)
+
+            query, key = heads(config.num_heads, "query"), heads(num_kv_heads, "key")
+            value = heads(num_kv_heads, "value")
+            if config.qk_norm:
+                query = make_norm(config.norm, config.norm_eps, self.dtype, "query_norm")(query)
+                key = make_norm(config.norm, config.norm_eps, self.dtype, "key_norm")(key)
+            if rotation is not None:
+                query, key = (rotate(part, positions, rotation) for part in (query, key))
+            return query, key, value
+
+        query, key, value = by_tiles(project, x) if rotation is None else by_tiles(project, x, positions)
         if cache is not None:
             prefill = cache_index is None
             new = cache.stored(key, value)
@@ -165,10 +172,14 @@ class Block(nn.Module):
             return norm(x, f"{name}_norm") if config.norm_position == "post" else x
 
         attend = SelfAttention(config, self.dtype, self.implementation, name="attention")
-        branch, cache = attend(read(x, "attention"), interval, positions, rotation, cache, cache_index)
-        x = add(x, branch, "attention")
         mlp = MLP(config.mlp_width or 4 * x.shape[-1], config.mlp, self.dtype, config.mlp_bias, name="mlp")
-        return add(x, mlp(read(x, "mlp")), "mlp"), cache
+
+        def go_on(x: Array, branch: Array) -> Array:
+            x = add(x, branch, "attention")
+            return add(x, mlp(read(x, "mlp")), "mlp")
+
+        branch, cache = attend(read(x, "attention"), interval, positions, rotation, cache, cache_index)
+        return by_tiles(go_on, x, branch), cache
 
 
 class Interleaved(NamedTuple):

@@ -30,14 +30,14 @@ from jaxfusion.config.model import (
     TransformerConfig,
     TransformerDecoderConfig,
 )
-from jaxfusion.models import attention, fusion
+from jaxfusion.models import alike, attention, fusion
 from jaxfusion.models.attention import Interval
 from jaxfusion.models.check import check, check_batch, interleaved_stack
 from jaxfusion.models.decoder import Output, pool_segments
 from jaxfusion.models.encoder import BiLSTM
 from jaxfusion.models.int8 import int8_products
 from jaxfusion.models.kv_cache import KVCache
-from jaxfusion.models.lora import adapted, check_adapters
+from jaxfusion.models.lora import adapted, check_adapters, inside
 from jaxfusion.models.projector import make_projector
 from jaxfusion.models.stack import Unstacked
 from jaxfusion.models.text_embedding import TextEmbedding
@@ -103,8 +103,23 @@ class VisualLanguageModel(nn.Module):
         """The row's visual tokens, all images in a line: S = M * K. None where there is nothing to see."""
         if self.config.vision is None or batch.images is None:
             return None
-        tokens = self.projector(self.look(batch.images))
+        tokens = self._see_one_by_one(batch.images) if alike.is_active() else self.projector(self.look(batch.images))
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+
+    def _see_one_by_one(self, images: Shaped[HostOrDevice, "B M ..."]) -> Float[Array, "B M K D"]:
+        """As a program for one image, which then does not depend on how many there are."""
+        (vision, seen), (projector, projected) = self.vision.unbind(), self.projector.unbind()
+
+        def see(image: Array) -> Array:
+            with alike.rows_alike(False):  # all images are of one size
+                with inside(self.vision.path):
+                    tokens = vision.apply(seen, image, method=look)
+                with inside(self.projector.path):
+                    return projector.apply(projected, tokens)
+
+        images = jnp.asarray(images)
+        tokens = alike.one_by_one(see, images.reshape(-1, 1, *images.shape[2:]))
+        return tokens.reshape(*images.shape[:2], *tokens.shape[2:])
 
     def look(self, images: Shaped[HostOrDevice, "B M ..."]) -> Float[Array, "B M K E"]:
         """The vision room's tokens, before the projector. Given as `images` again, they stand for the pictures."""
@@ -314,7 +329,8 @@ def _is_traced(tree: Any) -> bool:
 
 def apply(model: Model, params: Params, *args: Any, **settings: Any) -> Any:
     """`VisualLanguageModel.apply` of the model's module, with its adapters and its kernels in 8 bits."""
-    with adapted(model.config.lora), int8_products():  # outside: an adapter adds to whatever the layer multiplies
+    # An adapter adds to whatever the layer multiplies, and that may be in 8 bits; a tile is of both.
+    with alike.tiled_modules(), adapted(model.config.lora), int8_products():
         return model.module.apply({"params": params}, *args, **settings)
 
 
