@@ -244,8 +244,7 @@ def test_every_mode_decodes_with_the_bits_that_are_set(run, fails, tmp_path, mon
         raise UserError(f"weights in 8 bits: {has_int8(params['decoder'])}, keys and values: {cache_dtype}")
 
     monkeypatch.setattr(Engine, "__init__", lambda _, *given, **settings: tell(*given, **settings))
-    for name in ("generate_tokens", "beam_search"):
-        monkeypatch.setattr(f"jaxfusion.generation.generate.{name}", tell)
+    monkeypatch.setattr("jaxfusion.generation.generate.beam_search", tell)
     settings = ["--config.generate.cache_dtype=int8", "--config.generate.weights=int8"]
     given = [text.replace("RUN", str(workdir)).replace("OUT", str(tmp_path)) for text in mode]
     line = fails("--mode", *given, *settings)

@@ -12,16 +12,15 @@ from jaxfusion.batch import Batch
 from jaxfusion.config import Config
 from jaxfusion.config.run import GenerateConfig, ParallelConfig
 from jaxfusion.data.loader import Reader
-from jaxfusion.data.messages import Message, Sample
+from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
-from jaxfusion.generation.answer import Answer, Request
+from jaxfusion.generation.answer import Answer
 from jaxfusion.generation.beams import Beams
 from jaxfusion.generation.decode import decoding_params
-from jaxfusion.generation.generate import answer_messages, prompt_segment, until_stop
-from jaxfusion.generation.pool import answer_requests
+from jaxfusion.generation.generate import answer_segments, prompt_segment, search_segments
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
@@ -178,68 +177,27 @@ def _generated(
     size: int,
     tell: Callable[[Answer], None],
 ) -> list[str]:
-    wanted, sampling, prompts = config.generate, sampling_of(config.generate), [s.messages[:-1] for s in samples]
-    params = decoding_params(params, wanted.weights)
-    if isinstance(sampling, Beams):
-        return _searched(config, model, params, prompts, sampling, parallel, size)
-    requests = [
-        Request(
-            segment=prompt_segment(model, messages),
-            sampling=sampling,
-            seed=wanted.seed + place,
-            limit=wanted.max_new_tokens,
-        )
-        for place, messages in enumerate(prompts)
-    ]
+    wanted, sampling = config.generate, sampling_of(config.generate)
+    segments = [prompt_segment(model, sample.messages[:-1]) for sample in samples]
     context = model.config.text_embedding.max_positions
-    for sample, request in zip(samples, requests, strict=True):
-        length = request.segment.size[0]
-        if length + request.limit > context:
+    for sample, segment in zip(samples, segments, strict=True):
+        length = segment.size[0]
+        if length + wanted.max_new_tokens > context:
             raise UserError(
                 f"config.generate.max_new_tokens: the prompt of sample {sample.id} takes {length} positions (images "
-                f"included), which with {request.limit} new tokens is more than the model's context of {context}; "
-                "lower it, or leave the sample out"
+                f"included), which with {wanted.max_new_tokens} new tokens is more than the model's context of "
+                f"{context}; lower it, or leave the sample out"
             )
-
-    def says_stop(answer: Answer) -> bool:
-        text = model.tokenizer.decode(answer.tokens) if wanted.stop else ""
-        return until_stop(text, wanted.stop) != text
-
-    answers = answer_requests(
-        model,
-        params,
-        requests,
-        num_rows=size,
-        complete=says_stop,
-        tell=tell,
-        prefix_bytes=wanted.prefix_bytes,
-        cache_dtype=wanted.cache_dtype,
-    )
-    return [until_stop(model.tokenizer.decode(answer.tokens), wanted.stop) for answer in answers]
-
-
-def _searched(
-    config: Config,
-    model: Model,
-    params: Params,
-    prompts: list[tuple[Message, ...]],
-    beams: Beams,
-    parallel: Parallel,
-    size: int,
-) -> list[str]:
-    """Answers by beam search, in batches of one size."""
+    params = decoding_params(params, wanted.weights)
+    settings = {"max_new_tokens": wanted.max_new_tokens, "stop": wanted.stop, "cache_dtype": wanted.cache_dtype}
+    if not isinstance(sampling, Beams):
+        seeds = range(wanted.seed, wanted.seed + len(segments))
+        settings |= {"num_rows": size, "prefix_bytes": wanted.prefix_bytes, "devices": jax.local_devices()}
+        return answer_segments(model, params, segments, sampling, seeds, tell=tell, **settings)
     predictions = []
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        answers = answer_messages(
-            model,
-            params,
-            part + prompts[:1] * (size - len(part)),
-            max_new_tokens=config.generate.max_new_tokens,
-            sampling=beams,
-            stop=config.generate.stop,
-            cache_dtype=config.generate.cache_dtype,
-            put_batch=parallel.put_batch,
-        )
-        predictions += answers[: len(part)]
+    for start in range(0, len(segments), size):  # in batches of one size
+        part = segments[start : start + size]
+        filled = part + segments[:1] * (size - len(part))
+        found = search_segments(model, params, filled, sampling, put_batch=parallel.put_batch, **settings)
+        predictions += found[: len(part)]
     return predictions

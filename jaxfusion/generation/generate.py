@@ -13,8 +13,10 @@ from jaxfusion.data.messages import Image, Message
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
 from jaxfusion.errors import UserError
+from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.beams import Beams, beam_search
-from jaxfusion.generation.decode import cache_length, generate_tokens
+from jaxfusion.generation.decode import cache_length
+from jaxfusion.generation.pool import answer_requests
 from jaxfusion.generation.sampling import GREEDY, Sampling
 from jaxfusion.models.vlm import Model, Params
 
@@ -96,27 +98,82 @@ def answer_messages(
     seed: int | Sequence[int] = 0,
     stop: Sequence[str] = (),
     cache_dtype: CacheDtype = "compute",
+) -> list[str]:
+    """As `generate`, for conversations whose last message is the user's."""
+    segments = [prompt_segment(model, messages) for messages in conversations]
+    settings = {"max_new_tokens": max_new_tokens, "stop": stop, "cache_dtype": cache_dtype}
+    if isinstance(sampling, Beams):
+        return search_segments(model, params, segments, sampling, **settings)
+    seeds = seed if not isinstance(seed, int) else [seed + place for place in range(len(segments))]
+    return answer_segments(model, params, segments, sampling, seeds, **settings)
+
+
+def answer_segments(
+    model: Model,
+    params: Params,
+    segments: Sequence[Segment],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    num_rows: int = 0,
+    **settings: Any,
+) -> list[str]:
+    """The answers to prompts, by an engine.
+
+    num_rows: answers that grow at once; 0: all. settings: of `answer_requests`.
+    Raises UserError for a prompt that with its answer is longer than the model's context.
+    """
+    _check_context(model, segments, max_new_tokens)
+    if len(seeds) != len(segments):
+        raise UserError(f"seed: {len(seeds)} were given for {len(segments)} prompts; give one for all, or one a prompt")
+    requests = [
+        Request(segment=segment, sampling=sampling, seed=seed, limit=max_new_tokens)
+        for segment, seed in zip(segments, seeds, strict=True)
+    ]
+
+    def says_stop(answer: Answer) -> bool:
+        text = model.tokenizer.decode(answer.tokens) if stop else ""
+        return until_stop(text, stop) != text
+
+    rows = num_rows or len(requests)
+    answers = answer_requests(model, params, requests, num_rows=rows, complete=says_stop, **settings)
+    return [until_stop(model.tokenizer.decode(answer.tokens), stop) for answer in answers]
+
+
+def search_segments(
+    model: Model,
+    params: Params,
+    segments: Sequence[Segment],
+    beams: Beams,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    cache_dtype: CacheDtype = "compute",
     put_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[str]:
-    """As `generate`, for conversations whose last message is the user's; put_batch shares the rows out to devices."""
-    segments = [prompt_segment(model, messages) for messages in conversations]
-    layout, tokenizer = Layout.of(model.config), model.tokenizer
+    """The answers to prompts, by beam search in one batch. put_batch shares its rows out to devices.
+
+    Raises UserError for a prompt that with its answer is longer than the model's context.
+    """
+    _check_context(model, segments, max_new_tokens)
     longest = max(len(segment.tokens) for segment in segments)
+    row_length = min(cache_length(longest), model.config.text_embedding.max_positions - max_new_tokens)
+    batch = pack([[segment] for segment in segments], row_length, model.config.tokens_per_image)
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": model.tokenizer.stop_ids, "cache_dtype": cache_dtype}
+    tokens = beam_search(model, params, put_batch(batch), beams=beams, **settings)
+    return [until_stop(model.tokenizer.decode(row), stop) for row in tokens]
+
+
+def _check_context(model: Model, segments: Sequence[Segment], max_new_tokens: int) -> None:
+    longest = max(segment.size[0] for segment in segments)
     context = model.config.text_embedding.max_positions
     if longest + max_new_tokens > context:
         raise UserError(
             f"a prompt takes {longest} positions (images included) and with {max_new_tokens} new tokens exceeds the "
             f"model's context of {context}; shorten the prompt or lower generate.max_new_tokens"
         )
-    row_length = min(cache_length(longest), context - max_new_tokens)
-    batch = put_batch(pack([[segment] for segment in segments], row_length, layout.tokens_per_image))
-    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.stop_ids, "cache_dtype": cache_dtype}
-    if isinstance(sampling, Beams):
-        tokens = beam_search(model, params, batch, beams=sampling, **settings)
-    else:
-        seeds = seed if not isinstance(seed, int) else [seed + place for place in range(len(segments))]
-        tokens = generate_tokens(model, params, batch, sampling=sampling, seed=seeds, **settings)
-    return [until_stop(tokenizer.decode(row), stop) for row in tokens]
 
 
 def prompt_segment(model: Model, messages: tuple[Message, ...]) -> Segment:

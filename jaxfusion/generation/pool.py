@@ -1,7 +1,8 @@
-"""Many requests on all devices of this process: an engine on each of them, in a thread of its own."""
+"""Many requests, by one engine or by one on each of several devices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from itertools import islice, pairwise
 from threading import Event, Lock
 from typing import Any
@@ -20,14 +21,16 @@ def answer_requests(
     requests: Sequence[Request],
     *,
     num_rows: int,
+    devices: Sequence[jax.Device] | None = None,
     complete: Callable[[Answer], bool] = lambda answer: False,
     tell: Callable[[Answer], None] = lambda answer: None,
     **settings: Any,
 ) -> list[Answer]:
     """Each request's answer, which is the one that it gets alone.
 
-    params:   on one device, or the same on all.
+    params:   on one device, or shared out; with several `devices` the same on all.
     num_rows: answers that grow at once, on all devices together. Neighbours share a device, and what it keeps.
+    devices:  that have an engine each; None: there is one, where the parameters are.
     complete: asked of each answer that grows after each block; True ends it there, as a stop text does.
     tell:     called with each answer that has ended, by one thread at a time.
     settings: of the engine on each device.
@@ -35,17 +38,19 @@ def answer_requests(
     """
     if not requests:
         return []
-    devices, lock, stopped = jax.local_devices()[: len(requests)], Lock(), Event()
+    places = [None] if devices is None else list(devices)[: len(requests)]
+    lock, stopped = Lock(), Event()
     settings = {
         "num_positions": max(request.segment.size[0] + request.limit for request in requests),
         "max_images": max(1, *(request.segment.size[1] for request in requests)),
         **settings,
     }
 
-    def answer(device: jax.Device, share: Sequence[Request]) -> list[Answer]:
-        rows, answers = min(-(-num_rows // len(devices)), len(share)), []
-        with jax.default_device(device):
-            engine = Engine(model, jax.device_put(params, device), num_rows=rows, **settings)
+    def answer(device: jax.Device | None, share: Sequence[Request]) -> list[Answer]:
+        rows, answers = min(-(-num_rows // len(places)), len(share)), []
+        with nullcontext() if device is None else jax.default_device(device):
+            ours = params if device is None else jax.device_put(params, device)
+            engine = Engine(model, ours, num_rows=rows, **settings)
             for ended in _rounds(engine, iter(share), answers, complete):
                 with lock:
                     for one in ended:
@@ -54,11 +59,13 @@ def answer_requests(
                     break
         return answers
 
-    cuts = np.linspace(0, len(requests), len(devices) + 1).round().astype(int).tolist()
-    with ThreadPoolExecutor(len(devices)) as threads:
+    if len(places) == 1:
+        return answer(places[0], requests)
+    cuts = np.linspace(0, len(requests), len(places) + 1).round().astype(int).tolist()
+    with ThreadPoolExecutor(len(places)) as threads:
         shares = [
             threads.submit(answer, device, requests[start:end])
-            for device, (start, end) in zip(devices, pairwise(cuts), strict=True)
+            for device, (start, end) in zip(places, pairwise(cuts), strict=True)
         ]
         try:
             wait(shares, return_when=FIRST_EXCEPTION)

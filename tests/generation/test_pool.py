@@ -29,19 +29,23 @@ if __name__ == "__main__":
     params, rng = random_params(model), np.random.default_rng(0)
     requests = [replace(random_request(rng, model, 0), limit=20) for _ in range(5)]
     expected, ended = [alone(model, params, request) for request in requests], []
-    assert jax.device_count() == 2
+    devices = jax.local_devices()
+    assert len(devices) == 2
     shared = make_parallel(ParallelConfig()).put_state(params)
-    answers = answer_requests(model, shared, requests, num_rows=3, eos=EOS, tell=ended.append)
+    answers = answer_requests(model, shared, requests, num_rows=3, devices=devices, eos=EOS, tell=ended.append)
     assert [answer.request for answer in answers] == requests  # in their order
     assert [answer.tokens for answer in answers] == expected
     assert {id(answer) for answer in ended} == {id(answer) for answer in answers}
     assert answer_requests(model, shared, [], num_rows=3, eos=EOS) == []
 
-    cut = answer_requests(model, shared, requests, num_rows=3, eos=(), complete=lambda answer: True)
+    alone_on_one = answer_requests(model, params, requests, num_rows=2, eos=EOS)
+    assert [answer.tokens for answer in alone_on_one] == expected
+
+    cut = answer_requests(model, shared, requests, num_rows=3, devices=devices, eos=(), complete=lambda answer: True)
     for answer, whole in zip(cut, expected, strict=True):
         assert (len(answer.tokens), answer.end) == (BLOCK + 1, "cancelled")  # after its first block
         assert answer.tokens[: len(whole)] == whole[: BLOCK + 1]
 
     refused = [*requests[:4], replace(requests[4], limit=0)]  # by the second device
     with pytest.raises(UserError, match=r"^limit: 0 was given"):
-        answer_requests(model, shared, refused, num_rows=3, eos=EOS)
+        answer_requests(model, shared, refused, num_rows=3, devices=devices, eos=EOS)
