@@ -325,7 +325,8 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
 def _texts(config: Config, dataset: Dataset) -> Iterator[str]:
     for index in range(min(TOKENIZER_RECORDS, len(dataset.train))):
         for sample in samples_of(dataset.train[index], config.data, None, list(dataset.labels)):
-            yield from (message.text for message in sample.messages)
+            yield from (message.text for message in sample.messages[:-1])
+            yield from sample.references
 
 
 def _write_predictions(path: Path, result: Evaluation) -> None:

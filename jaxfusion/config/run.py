@@ -125,7 +125,7 @@ class PrepareConfig:
     """What --mode prepare writes of each record of the train split, beside its tokenised text."""
 
     store: Literal["pixels", "features"] = "pixels"  # the resized picture, or what the frozen vision tower makes of it
-    variants: int = 8  # of a conversation that is learned in random order: all orders, or so many at random
+    variants: int = 8  # of a conversation learned in random order, with one of several answers: all, or so many of them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from jaxfusion.data.prepared import Columns, Prepared, Record, columns_of
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
-from jaxfusion.data.visits import conversation, groups_of
+from jaxfusion.data.visits import groups_of, visit
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
 
@@ -135,9 +135,9 @@ def train_iterator(
     source: a data set's split, or what was prepared of it.
 
     Each visit of a record takes one of its samples at random, or, where a conversation is learned, all of them on the
-    same picture in random order. Each visit is in one row, by itself or, with best-fit packing, beside others. The
-    order of the batches depends on the number of worker processes, each of which has every n-th record; a place can
-    only be set with as many as it was told with.
+    same picture in random order; of a sample's answers, where it has several, one. Each visit is in one row, by itself
+    or, with best-fit packing, beside others. The order of the batches depends on the number of worker processes, each
+    of which has every n-th record; a place can only be set with as many as it was told with.
     """
     data, layout = reader.data, Layout.of(reader.model)
     features = isinstance(source, Prepared) and source.features
@@ -182,8 +182,7 @@ def _segments(
 
     def choose(record: Any, rng: np.random.Generator) -> Segment:
         groups = groups_of(reader.samples(record, decode=decode), layout)
-        group = groups[rng.integers(len(groups))]
-        sample = conversation([group[i] for i in rng.permutation(len(group))])
+        sample = visit(groups[rng.integers(len(groups))], rng)
         segment = tokenise(sample, tokenizer, layout)
         _check_fit(sample.id, segment, reader)
         return segment

@@ -46,14 +46,17 @@ class Sample:
 
     id:       names the record it came from, for people and error messages.
     group:    what evaluation counts separately, such as the language.
-    messages: user and assistant in turn; the last is the assistant's, the answer to compare with.
+    messages: user and assistant in turn; the last is the assistant's.
     label:    the class, where the task is classification.
+    answers:  all that people said in the last message's place, where several did: five captions, ten answers. A visit
+              learns one of them; evaluation compares with all. The last message then has the one that most gave.
     """
 
     id: str
     group: str
     messages: tuple[Message, ...]
     label: int | None = None
+    answers: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -62,6 +65,11 @@ class Sample:
     @property
     def reference(self) -> str:
         return self.messages[-1].text
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All that are right, one at least, and as often as they were given."""
+        return self.answers or (self.reference,)
 
 
 def ask(*parts: Any) -> Message:

@@ -20,7 +20,7 @@ from jaxtyping import Int, Shaped
 
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
-from jaxfusion.data.visits import conversation, groups_of, orders
+from jaxfusion.data.visits import groups_of, visits
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
 
@@ -56,11 +56,11 @@ class Record(NamedTuple):
 def columns_of(
     samples: Sequence[Sample], tokenizer: Tokenizer, layout: Layout, most: int, rng: np.random.Generator
 ) -> Columns:
-    """A record's samples as the arrays that are stored. most: variants of a conversation in random order."""
+    """A record's samples as the arrays that are stored. most: variants of a group, in order and answers."""
     found = [
-        (number, group[order[0]].id, tokenise(conversation([group[i] for i in order]), tokenizer, layout))
+        (number, variant.id, tokenise(variant, tokenizer, layout))
         for number, group in enumerate(groups_of(samples, layout))
-        for order in orders(len(group), most, rng)
+        for variant in visits(group, most, rng)
     ]
     groups, names, segments = zip(*found, strict=True)
     images = segments[0].images  # the same in all: they are the record's
@@ -101,7 +101,7 @@ class About:
     store:    what stands for a picture: "pixels" (whatever the vision room takes), or the tower's "features".
     records:  how many there are, when all are there.
     settings: what the records depend on, by the names that people know; see `jaxfusion.prepare.settings_of`.
-    variants: the most of a conversation that is learned in random order.
+    variants: the most of a conversation that is learned in random order, with one of several answers.
     tower:    a fingerprint of the tower's weights as it computed with them; "" for pixels.
     measured: milliseconds an image, one after the other; see `jaxfusion.prepare`.
     """

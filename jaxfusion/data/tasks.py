@@ -1,15 +1,17 @@
 """Tasks: what to make of a record. Each gives all the samples that a record holds in one language.
 
-A task reads fields by name (`caption_en`, `questions_zh`, ...); `prepare_text` is applied to what people wrote.
+A task reads fields by name (`caption_en`, `questions_zh`, ...); `prepare_text` is applied to what people wrote. A
+caption, and each of the answers, may be one text or several that are all right.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.data.messages import Image, Masked, Message, Sample, answer, ask
 from jaxfusion.errors import UserError
 from jaxfusion.text.segmentation import remove_stop_words, segment
 
@@ -31,25 +33,28 @@ def samples_of(record: Record, config: DataConfig, image: np.ndarray | None, lab
 
 
 def _caption(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
-    caption = _text(record, f"caption_{language}", config)
-    return [Sample(_id(record, config), language, (ask(*images), answer(caption)))]
+    field = f"caption_{language}"
+    captions = _several(_field(record, field, config), record, field, config)
+    return [_answered(_id(record, config), language, ask(*images), captions)]
 
 
 def _question_answer(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
-    questions, answers = (_texts(record, f"{field}_{language}", config) for field in ("questions", "answers"))
+    questions, field = _texts(record, f"questions_{language}", config), f"answers_{language}"
     return [
-        Sample(
+        _answered(
             f"{_id(record, config)}-{i}",
             language,
-            (ask(*images, prepare_text(question, language, config)), answer(reply)),
+            ask(*images, prepare_text(question, language, config)),
+            _several(replies, record, field, config),
         )
-        for i, (question, reply) in enumerate(zip(questions, answers, strict=True))
+        for i, (question, replies) in enumerate(zip(questions, _field(record, field, config), strict=True))
     ]
 
 
 def _fill(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
     """The caption with every word hidden that only the picture can tell: digits, sizes, colours."""
-    caption = _text(record, f"caption_{language}", config)
+    field = f"caption_{language}"
+    caption, *_ = _several(_field(record, field, config), record, field, config)
     parts = _hide(caption, VISIBLE_ONLY[language])
     return [Sample(_id(record, config), language, (ask(*images, *parts), answer(caption)))]
 
@@ -94,6 +99,11 @@ def prepare_text(text: str, language: str, config: DataConfig) -> str:
     return " ".join(remove_stop_words(words, language) if config.remove_stop_words else words)
 
 
+def _answered(name: str, group: str, message: Message, answers: tuple[str, ...]) -> Sample:
+    ((most_given, _),) = Counter(answers).most_common(1)  # of those given as often, the first
+    return Sample(name, group, (message, answer(most_given)), answers=answers if len(answers) > 1 else ())
+
+
 def _id(record: Record, config: DataConfig) -> str:
     return str(int(_field(record, "image_id", config)))
 
@@ -113,6 +123,17 @@ def _text(record: Record, name: str, config: DataConfig) -> str:
 
 def _texts(record: Record, name: str, config: DataConfig) -> list[str]:
     return [_decoded(item) for item in _field(record, name, config)]
+
+
+def _several(value: Any, record: Record, name: str, config: DataConfig) -> tuple[str, ...]:
+    """A field's one text or several, of which there must be one."""
+    texts = (value,) if isinstance(value, bytes | str) else tuple(value)
+    if not texts:
+        raise UserError(
+            f"config.data.name: record {_id(record, config)} of {config.name} has nothing in {name!r}, which the task "
+            f"{config.task!r} reads; give it a text, or leave the record out"
+        )
+    return tuple(map(_decoded, texts))
 
 
 def _decoded(value: bytes | str) -> str:

@@ -1,14 +1,20 @@
-"""What a visit of a record teaches: one sample of it, or a conversation of several, in random order."""
+"""What a visit of a record teaches: one sample of it, or a conversation of several, in random order.
+
+Of a sample's answers, where it has several, a visit takes one.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 
-from jaxfusion.data.messages import Image, Message, Sample
+from jaxfusion.data.messages import Image, Message, Sample, answer
 from jaxfusion.data.tokenise import Layout
+
+# The order of a group's samples, and for each of them, in that order, which of its answers.
+Draw = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def groups_of(samples: Sequence[Sample], layout: Layout) -> list[list[Sample]]:
@@ -31,14 +37,38 @@ def conversation(samples: Sequence[Sample]) -> Sample:
     return replace(first, messages=tuple(messages))
 
 
-def orders(number: int, most: int, rng: np.random.Generator) -> Iterator[tuple[int, ...]]:
-    """All orders of so many samples, or, where there are more than that, `most` different ones at random."""
-    if math.factorial(min(number, 20)) <= most:
-        yield from permutations(range(number))
+def visit(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
+    """A group as one conversation, in an order and with answers at random."""
+    return _taken(samples, _draw(samples, rng))
+
+
+def visits(samples: Sequence[Sample], most: int, rng: np.random.Generator) -> Iterator[Sample]:
+    """All that `visit` may give, all equally probable, or, where there are more, `most` different ones at random."""
+    counts = [len(sample.references) for sample in samples]
+    if math.factorial(min(len(samples), 20)) * math.prod(counts) <= most:
+        for order in permutations(range(len(samples))):
+            for picks in product(*(range(counts[i]) for i in order)):
+                yield _taken(samples, (order, picks))
         return
-    seen: set[tuple[int, ...]] = set()
+    seen: set[Draw] = set()
     while len(seen) < most:
-        order = tuple(rng.permutation(number).tolist())
-        if order not in seen:
-            seen.add(order)
-            yield order
+        drawn = _draw(samples, rng)
+        if drawn not in seen:
+            seen.add(drawn)
+            yield _taken(samples, drawn)
+
+
+def _draw(samples: Sequence[Sample], rng: np.random.Generator) -> Draw:
+    order = tuple(rng.permutation(len(samples)).tolist())
+    # Of a single answer nothing is drawn: the order of such data is what it was before there could be several.
+    return order, tuple(int(rng.integers(len(samples[i].answers))) if samples[i].answers else 0 for i in order)
+
+
+def _taken(samples: Sequence[Sample], drawn: Draw) -> Sample:
+    return conversation([_with_answer(samples[i], pick) for i, pick in zip(*drawn, strict=True)])
+
+
+def _with_answer(sample: Sample, pick: int) -> Sample:
+    if not sample.answers:
+        return sample
+    return replace(sample, messages=(*sample.messages[:-1], answer(sample.answers[pick])), answers=())

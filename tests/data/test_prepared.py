@@ -67,6 +67,16 @@ def test_of_a_long_conversation_there_are_so_many_different_orders():
     assert len({text_of(segment) for segment in record.variants}) == len(record.variants) == 10
 
 
+def test_of_several_answers_each_is_there_or_so_many_of_them():
+    captions = Sample("7", "en", (ask(Image(PICTURE)), answer("a")), answers=("a", "b", "a"))
+    assert [text_of(segment) for segment in read_back([captions]).variants] == ["a", "b", "a"]
+    asked = [Sample(q, "en", (ask(Image(PICTURE), q), answer("a")), answers=("a", "b")) for q in "qr"]
+    everything = {f"q{x}r{y}" for x in "ab" for y in "ab"} | {f"r{x}q{y}" for x in "ab" for y in "ab"}
+    assert {text_of(segment) for segment in read_back(asked).variants} == everything
+    some = [text_of(segment) for segment in read_back(asked, most=5).variants]
+    assert len(set(some)) == len(some) == 5 and set(some) < everything
+
+
 def test_a_visit_takes_groups_alike_and_the_picture_with_it():
     found = samples("a", "b") + samples("q", group="zh")
     record = read_back(found)

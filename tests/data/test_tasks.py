@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data.messages import Masked
+from jaxfusion.data.messages import Masked, Sample, answer, ask
 from jaxfusion.data.tasks import samples_of
+from jaxfusion.data.visits import visit
 from jaxfusion.errors import UserError
 
 SCENE = {
@@ -38,6 +39,27 @@ def test_each_question_is_a_sample_with_its_own_picture():
     ]
     assert all(len(sample.messages[0].images) == 1 for sample in samples)
     assert len({sample.id for sample in samples}) == 2
+
+
+def test_several_captions_and_answers_are_one_sample():
+    several = {"caption_en": [b"a cat", b"a small cat"], "answers_en": [["two", "2", "2"], np.array([b"8"], object)]}
+    (caption,) = samples_of(SCENE | several, DataConfig(task="caption"), PIXELS, [])
+    assert (caption.reference, caption.references) == ("a cat", ("a cat", "a small cat"))
+    first, second = samples_of(SCENE | several, DataConfig(task="question_answer"), PIXELS, [])
+    assert (first.reference, first.references) == ("2", ("two", "2", "2"))
+    assert (second.reference, second.references, second.answers) == ("8", ("8",), ())
+    with pytest.raises(UserError, match=r"^config\.data\.name: record 7 of digit_scenes has nothing in 'caption_en'"):
+        samples_of(SCENE | {"caption_en": []}, DataConfig(task="caption"), PIXELS, [])
+
+
+def test_a_visit_learns_one_of_the_answers_as_often_as_it_was_given():
+    sample = Sample("1", "en", (ask("q"), answer("a")), answers=("a", "b", "a", "a"))
+    rng = np.random.default_rng(0)
+    learned = [visit([sample], rng).messages for _ in range(400)]
+    assert {messages[0] for messages in learned} == {ask("q")}
+    assert 60 < sum(messages[1] == answer("b") for messages in learned) < 140
+    single = Sample("1", "en", (ask("q"), answer("a")))
+    assert visit([single], rng) == single
 
 
 def test_fill_hides_only_what_the_picture_tells():
