@@ -307,6 +307,7 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
     _write_predictions(workdir / PREDICTIONS, result)
     record = {
         "metrics": result.metrics,
+        "intervals": result.intervals,
         "num_examples": len(result.samples),
         "step": step,
         "seconds": round(time.perf_counter() - start, 2),
@@ -332,7 +333,7 @@ def _texts(config: Config, dataset: Dataset) -> Iterator[str]:
 def _write_predictions(path: Path, result: Evaluation) -> None:
     example = path.with_name(EXAMPLE)
     with path.open("w", encoding="utf-8") as file:
-        for sample, prediction in zip(result.samples, result.predictions, strict=True):
+        for sample, prediction, references in zip(result.samples, result.predictions, result.references, strict=True):
             pictures = [np.asarray(image.value) for image in sample.messages[0].images]
             shown = pictures[0] if pictures and pictures[0].ndim == 3 else None
             if shown is not None and not example.exists():
@@ -343,8 +344,10 @@ def _write_predictions(path: Path, result: Evaluation) -> None:
                 "prompt": sample.prompt,
                 "reference": sample.reference,
                 "prediction": prediction,
-                "correct": prediction == sample.reference,
+                "correct": prediction in references,
             }
+            if len(references) > 1:
+                row["references"] = list(references)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 
 
 class Statistic(NamedTuple):
-    """parts: float[N, K], dense or of scipy.sparse, a row a sample. of: sums over samples, float[..., K], to numbers."""
+    """parts: float[N, K], dense or of scipy.sparse, a row a sample. of: from their sums, float[..., K], to numbers."""
 
     parts: Any
     of: Callable[[Float[np.ndarray, "... K"]], Float[np.ndarray, "..."]]

@@ -26,9 +26,9 @@ def caption_metrics(
 
     predictions: one text a record.
     references:  one or more texts a record.
-    tokenise:    a text's words; for Chinese `chinese_characters` or `chinese_words`, for what is cut already `str.split`.
+    tokenise:    a text's words; for Chinese `chinese_characters` or `chinese_words`, for words apart `str.split`.
 
-    Of texts that are cut already, the numbers are pycocoevalcap's:
+    Of the same words, the numbers are pycocoevalcap's:
     bleu_1 ... bleu_4: of the corpus, with the reference length that is closest (Papineni et al. 2002).
     rouge_l:  F-score of the longest common subsequence (Lin 2004), beta 1.2; mean over records.
     cider:    what pycocoevalcap and all that use it call CIDEr, which is the paper's CIDEr-D: n-grams are clipped, and

@@ -1,7 +1,7 @@
 """Evaluation on held-out samples: test loss and accuracy, and what the model says against what is true."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise
 from jaxfusion.errors import UserError
-from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
+from jaxfusion.evaluation.bootstrap import Interval, Statistic, mean_of
+from jaxfusion.evaluation.metrics import confusion_matrix, perplexity_statistic
+from jaxfusion.evaluation.scores import Answered, score
 from jaxfusion.generation.answer import Answer
 from jaxfusion.generation.beams import Beams
 from jaxfusion.generation.decode import decoding_params
@@ -25,25 +27,20 @@ from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.text.postprocess import postprocess
-from jaxfusion.training.losses import LossSums, loss_sums
-
-# What the score of each task is called in evaluation.json.
-HEADLINE = {
-    "caption": "caption_exact_match",
-    "question_answer": "answer_accuracy",
-    "fill": "fill_exact_match",
-    "classify": "class_accuracy",
-}
+from jaxfusion.training.cross_entropy import LossSums, logits_loss
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: names to numbers, the headline first. predictions: one text a sample, beside `samples`.
+    """metrics: names to numbers, the headline first. intervals: of 95 %, for those metrics that have one.
+    predictions: one text a sample, beside `samples`. references: all that are right, in the form that is compared.
     confusion: counts by true and predicted class, for classification."""
 
     metrics: dict[str, float]
+    intervals: dict[str, Interval]
     samples: list[Sample]
     predictions: list[str]
+    references: list[tuple[str, ...]]
     confusion: np.ndarray | None = None
 
 
@@ -70,7 +67,7 @@ def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[
     """The first samples of a split, record by record; limit 0 is all of them."""
     samples: list[Sample] = []
     for index in range(len(source)):
-        samples += reader.samples(source[index])
+        samples += [replace(sample, record=index) for sample in reader.samples(source[index])]
         if limit and len(samples) >= limit:
             return samples[:limit]
     return samples
@@ -87,15 +84,16 @@ def evaluate(
     """Loss, accuracy and predictions on the samples.
 
     tell: called with each answer as it ends, where samples are answered by an engine.
-    Metrics: test_loss (nats) and test_accuracy over all positions that carry loss; the task's headline, the share of
-    samples that are right as a whole, over all and for each group (language); for "fill", masked_accuracy over the
-    hidden tokens alone.
+    Metrics: the task's headline, the share of samples that are right as a whole, and the field's own metrics of the
+    task (`jaxfusion.evaluation.scores`), over all and for each group (language); for "fill", masked_accuracy over the
+    hidden tokens alone; test_accuracy and test_loss (nats) over all positions that carry loss, and for language models
+    its exponential. Of several references the loss is of the last message's.
     """
     layout = Layout.of(model.config)
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
     parallel, size, params = _shared(config, params)
     sums, argmax = _read_all(model, params, _batches(segments, size, layout), parallel)
-    metrics: dict[str, float] = {}
+    more: dict[str, Statistic] = {}
     confusion = None
     if layout.predict == "next":
         predictions = _generated(config, model, params, samples, parallel, size, tell)
@@ -108,19 +106,18 @@ def evaluate(
         predictions = [model.tokenizer.decode(row[1:-1]) for row in rows]
         hidden = [segment.tokens == model.tokenizer.mask_id for segment in segments]
         right = [row == segment.targets for row, segment in zip(rows, segments, strict=True)]
-        metrics["masked_accuracy"] = float(np.mean(np.concatenate(right)[np.concatenate(hidden)]))
-    references = [sample.reference for sample in samples]
+        found = [np.sum(r[h]) for r, h in zip(right, hidden, strict=True)]
+        more["masked_accuracy"] = mean_of(found, [np.sum(h) for h in hidden])
+    references = [sample.references for sample in samples]
     if config.evaluate.postprocess:
-        predictions, references = ([postprocess(text) for text in texts] for texts in (predictions, references))
-    name = HEADLINE[config.data.task]
-    scores = {name: exact_match(predictions, references)}
-    groups = sorted({sample.group for sample in samples})
-    for group in groups if len(groups) > 1 else ():
-        triples = zip(predictions, references, samples, strict=True)
-        pairs = [(prediction, reference) for prediction, reference, sample in triples if sample.group == group]
-        scores[f"{name}_{group}"] = exact_match(*zip(*pairs, strict=True))
-    scores |= metrics | {"test_accuracy": float(sums.accuracy), "test_loss": float(sums.mean_loss)}
-    return Evaluation(scores, samples, predictions, confusion)
+        predictions = [postprocess(text) for text in predictions]
+        references = [tuple(postprocess(text) for text in texts) for texts in references]
+    more |= {"test_accuracy": mean_of(sums.correct, sums.weight), "test_loss": mean_of(sums.loss, sums.weight)}
+    if layout.predict == "next":
+        more["perplexity"] = perplexity_statistic(sums.loss, sums.weight)
+    answered = Answered(samples, predictions, references, labels)
+    metrics, intervals = score(config.data.task, answered, more)
+    return Evaluation(metrics, intervals, samples, predictions, references, confusion)
 
 
 def held_out_losses(config: Config, model: Model, params: Params, samples: list[Sample]) -> dict[str, float]:
@@ -129,7 +126,8 @@ def held_out_losses(config: Config, model: Model, params: Params, samples: list[
     segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
     parallel, size, params = _shared(config, params)
     sums, _ = _read_all(model, params, _batches(segments, size, layout), parallel)
-    return {"test_loss": float(sums.mean_loss), "test_accuracy": float(sums.accuracy)}
+    weight = sums.weight.sum()
+    return {"test_loss": float(sums.loss.sum() / weight), "test_accuracy": float(sums.correct.sum() / weight)}
 
 
 def _batches(segments: list[Segment], size: int, layout: Layout) -> Iterator[tuple[Batch, int]]:
@@ -153,19 +151,19 @@ def _shared(config: Config, params: Params) -> tuple[Parallel, int, Params]:
 def _read_all(
     model: Model, params: Params, batches: Iterable[tuple[Batch, int]], parallel: Parallel
 ) -> tuple[LossSums, list[np.ndarray]]:
-    """Loss sums of all batches, and each real row's most probable ids."""
+    """Each real row's loss sums, as float64[N], and its most probable ids."""
     sums, argmax = [], []
     for batch, num_real in batches:
         part, ids = _read(model, params, parallel.put_batch(batch))
-        sums.append(part)
+        sums.append(jax.tree.map(lambda rows, n=num_real: np.asarray(rows, np.float64)[:n], part))
         argmax += list(np.asarray(ids)[:num_real])
-    return jax.tree.map(lambda *parts: sum(parts), *sums), argmax
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *sums), argmax
 
 
 @partial(jax.jit, static_argnums=0)
 def _read(model: Model, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
     logits = forward(model, params, batch)
-    return loss_sums(logits, batch), logits.argmax(axis=-1)
+    return jax.vmap(logits_loss)(logits, batch.targets, batch.loss_weights), logits.argmax(axis=-1)
 
 
 def _generated(

@@ -1,4 +1,4 @@
-"""How texts are cut into words before they are compared: what counts is the word, not its case or the marks around it."""
+"""How texts are cut into words before they are compared: what counts is the word, not its case or marks around it."""
 
 import re
 import unicodedata
