@@ -1,6 +1,7 @@
 """The command line: one config, one workdir, and what to do with them."""
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -415,9 +416,12 @@ def _show(metrics: dict[str, float], workdir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "value")
+    from jaxfusion.workdir import EVALUATION
+
+    intervals = json.loads((workdir / EVALUATION).read_text(encoding="utf-8"))["intervals"]
+    table = Table("metric", "value", "95 % interval")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, f"{value:.4f}", " – ".join(f"{end:.4f}" for end in intervals.get(name, ())))
     console = Console()
     console.print(table)
     console.print(f"report: {workdir / 'report.html'}", highlight=False)

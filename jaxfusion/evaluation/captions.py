@@ -29,11 +29,11 @@ def caption_metrics(
     tokenise:    a text's words; for Chinese `chinese_characters` or `chinese_words`, for words apart `str.split`.
 
     Of the same words, the numbers are pycocoevalcap's:
-    bleu_1 ... bleu_4: of the corpus, with the reference length that is closest (Papineni et al. 2002).
-    rouge_l:  F-score of the longest common subsequence (Lin 2004), beta 1.2; mean over records.
-    cider:    what pycocoevalcap and all that use it call CIDEr, which is the paper's CIDEr-D: n-grams are clipped, and
-              another length is penalised. Up to 10; n-grams that are in the references of many records weigh little.
-    cider_plain: the paper's first form, without either (Vedantam et al. 2015).
+    cider:       what pycocoevalcap and all that use it call CIDEr, which is the paper's CIDEr-D: n-grams are clipped,
+                 and another length is penalised. Up to 10; n-grams in the references of many records weigh little.
+    rouge_l:     F-score of the longest common subsequence (Lin 2004), beta 1.2; mean over records.
+    bleu_1 to 4: of the corpus, with the reference length that is closest (Papineni et al. 2002).
+    cider_plain: the paper's first form, neither clipped nor penalised (Vedantam et al. 2015).
 
     Raises UserError for a record without a reference, or none at all.
     """
@@ -62,9 +62,10 @@ def caption_statistics(
     right = [[known[text] for text in given] for given in references]
     bleu = _bleu_parts(said, right)
     clipped, plain = _ciders(said, right)
-    return {f"bleu_{n}": Statistic(bleu, _bleu(n)) for n in range(1, LONGEST + 1)} | {
-        "rouge_l": mean_of([_rouge_l(prediction, given) for prediction, given in zip(said, right, strict=True)]),
+    return {
         "cider": mean_of(clipped),
+        "rouge_l": mean_of([_rouge_l(prediction, given) for prediction, given in zip(said, right, strict=True)]),
+        **{f"bleu_{n}": Statistic(bleu, _bleu(n)) for n in range(LONGEST, 0, -1)},
         "cider_plain": mean_of(plain),
     }
 

@@ -5,6 +5,7 @@ is most wanted when something went wrong.
 """
 
 import difflib
+import itertools
 import json
 import random
 import re
@@ -24,6 +25,8 @@ from jaxfusion.training.progress import scaled
 
 SAMPLE_SIZE = 24
 MAX_MISTAKES = 24
+MAX_CARDS = 6
+MINOR = re.compile(r"bleu_[123]|cider_plain")  # metrics that need no card
 MAX_CLASSES = 40  # a confusion matrix with more is not readable on a page
 
 HAN = "⺀-鿿豈-﫿！-｠"  # Chinese and Japanese characters and their punctuation
@@ -55,6 +58,8 @@ def write_report(workdir: Path) -> Path:
     sample, mistakes, num_predictions, num_wrong = _choose(_read_lines(workdir / "predictions.jsonl", notes))
 
     metrics = dict(_flatten(evaluation.get("metrics") or {}))
+    intervals = evaluation.get("intervals")
+    intervals = {k: v for k, v in intervals.items() if _is_pair(v)} if isinstance(intervals, Mapping) else {}
     final = [{"step": evaluation["step"], **metrics}] if rows and "step" in evaluation else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -65,6 +70,8 @@ def write_report(workdir: Path) -> Path:
         name=workdir.resolve().name,
         evaluation=evaluation,
         metrics=metrics,
+        cards=list(itertools.islice(((k, v) for k, v in metrics.items() if not MINOR.match(k)), MAX_CARDS)),
+        intervals=intervals,
         last=next((row for row in reversed(rows) if "loss" in row), {}),
         finished=_finished(workdir, evaluation),
         curves=draw_curves(sorted(rows + final, key=itemgetter("step"))),
@@ -168,6 +175,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
 
 
 def _finished(workdir: Path, evaluation: Mapping[str, Any]) -> str:

@@ -87,9 +87,10 @@ def _answers(answered: Answered) -> dict[str, Statistic]:
 
 
 def _classes(answered: Answered) -> dict[str, Statistic]:
-    number = {label: place for place, label in enumerate(answered.labels)}
-    predicted = [number.get(text, -1) for text in answered.predictions]
     true = [sample.label for sample in answered.samples]
+    number = {label: place for place, label in enumerate(answered.labels)}
+    number |= {given[0]: label for given, label in zip(answered.references, true, strict=True)}  # cleaned, maybe
+    predicted = [number.get(text, -1) for text in answered.predictions]
     return {"macro_f1": macro_f1_statistic(true, predicted, len(answered.labels))}
 
 
