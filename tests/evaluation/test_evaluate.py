@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 import jaxfusion
 from jaxfusion.config import Config, from_dict
@@ -12,7 +13,6 @@ from jaxfusion.config.run import GenerateConfig
 from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import evaluate, held_out_losses, sampling_of
-from jaxfusion.evaluation.metrics import confusion_matrix, exact_match
 from jaxfusion.text.trained import TrainedTokenizer
 
 VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
@@ -75,7 +75,14 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
     assert evaluate(whole, model, params, given, LABELS).metrics == pytest.approx(result.metrics, rel=1e-5)
     losses = held_out_losses(config, model, params, given)
     assert losses == pytest.approx({name: result.metrics[name] for name in losses}, rel=1e-5)
+    numbers = result.metrics
+    assert all(low <= numbers[name] <= high for name, (low, high) in result.intervals.items())
+    assert {headline, f"{headline}_en", "test_loss"} <= result.intervals.keys()
+    low, high = result.intervals["test_loss"]
+    assert low < high
     if task == "caption":
+        assert numbers["perplexity"] == pytest.approx(np.exp(numbers["test_loss"]))
+        assert {"cider_en", "cider_zh", "bleu_4_en"} <= numbers.keys() and "cider" not in numbers
         letter = next(prediction for prediction in result.predictions if prediction)[-1]
         stopped = dataclasses.replace(config, generate=dataclasses.replace(config.generate, stop=(letter,)))
         cut = evaluate(stopped, model, params, given, LABELS).predictions
@@ -83,11 +90,8 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
     if task == "classify":
         assert np.trace(result.confusion) == sum(right)
         assert result.metrics["test_accuracy"] == pytest.approx(np.mean(right))
-
-
-def test_small_metrics():
-    assert exact_match(["a", "b", "c"], ["a", "x", "c"]) == pytest.approx(2 / 3)
-    np.testing.assert_array_equal(confusion_matrix([0, 0, 1], [0, 1, 1], 2), [[1, 1], [0, 1]])
+        labels, predicted = [s.label for s in given], [LABELS.index(text) for text in result.predictions]
+        assert result.metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
 def test_beams_are_not_sampled():

@@ -93,6 +93,7 @@ def workdir(tmp_path):
     evaluation = dict(
         step=200,
         metrics={"caption_exact_match": 0.953, "test_loss": 0.25, HOSTILE: 1.0},
+        intervals={"caption_exact_match": [0.94, 0.965], "test_loss": "broken", HOSTILE: [0.5, 1]},
         num_examples=1000,
         versions=dict(jax="0.10.2"),
         device="2 x imaginary accelerator",
@@ -113,13 +114,26 @@ def test_everything_is_on_the_page(workdir):
     facts = page.text("facts")
     assert "1,000" in facts and "2 x imaginary accelerator" in facts and "Training time 40 s" in facts
     assert "jax 0.10.2" in page.text("versions")
-    assert "95.3% caption exact match" in page.text("card") and "0.25 test loss" in page.text("card")
+    assert "95.3% caption exact match 94% – 96.5%" in page.text("card") and "0.25 test loss" in page.text("card")
     assert [tag for tag, _ in page.tags].count("svg") == 4
     assert "train 0.02 test loss 0.25" in page.text("keys"), "the last evaluation is on the curve, too"
     assert page.text("comparison") == "model accuracy text alone 50%"
     assert page.text("confusion") == "正面 负面 正面 8 2 负面 0 0"
     images = [attrs["src"].removeprefix("data:image/png;base64,") for tag, attrs in page.tags if tag == "img"]
     assert images == [png(i) for i in (0, 1, 2, 3, 1, 2, 3)], "the sample, then the mistakes"
+
+
+def test_of_several_references_all_are_shown(workdir):
+    rows = [
+        prediction(0, "a big 3") | dict(references=["a large red 3", "a big 3"], correct=True),
+        prediction(1, "a dog") | dict(references=["a large red 3", HOSTILE]),
+        prediction(2, "a cat") | dict(references="broken"),
+    ]
+    write_lines(workdir / "predictions.jsonl", rows)
+    examples = Page(write_report(workdir)).text("example")
+    assert "Reference and prediction a big 3 All references a large red 3 · a big 3" in examples
+    assert f"Prediction a dog All references a large red 3 · {HOSTILE}" in examples
+    assert "broken" not in examples
 
 
 def test_the_page_is_self_contained(workdir):
