@@ -256,12 +256,14 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     iterator = train_iterator(
         experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
     )
-    during = None
-    if config.evaluate.every:
-        held_out = experiment.samples
+    # Read now, where they are needed: what is wrong with them is told before training.
+    held_out = experiment.samples if config.evaluate.every or config.evaluate.full_every else []
 
-        def during(params: Params) -> dict[str, float]:
-            return held_out_losses(config, model, params, held_out)
+    def losses(params: Params) -> dict[str, float]:
+        return held_out_losses(config, model, params, held_out)
+
+    def everything(params: Params) -> dict[str, float]:
+        return evaluate(config, model, params, held_out, experiment.dataset.labels).metrics
 
     named, init_params = named_checkpoints(config), None
     if named:
@@ -276,7 +278,16 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
                 check_tower(experiment.source, params["vision"])
             return params
 
-    state = train(config, model, iterator, workdir, evaluate=during, init_params=init_params, profile=profile)
+    state = train(
+        config,
+        model,
+        iterator,
+        workdir,
+        evaluate=losses,
+        evaluate_fully=everything,
+        init_params=init_params,
+        profile=profile,
+    )
     return _evaluate(experiment, state.params, int(state.step))
 
 

@@ -47,6 +47,7 @@ def run(small_data, tmp_path_factory):
     """A trained workdir and the options that made it."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     options = ["--config", QUICKSTART, "--workdir", str(workdir), f"--config.data.data_dir={small_data}", *TINY]
+    options.append("--config.evaluate.full_every=2")
     assert main(options) == 0
     return workdir, options
 
@@ -80,8 +81,11 @@ def test_a_run_leaves_its_evaluation_predictions_and_report(run):
     assert low <= record["metrics"]["cider"] <= high
     assert read_image(workdir / "example.png").shape == (48, 48, 3)
     assert (workdir / "report.html").read_text().count("data:image/png;base64,") >= 6
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1] == 4
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 4
+    (during,) = (row for row in rows if "cider" in row)  # the whole evaluation, answers and all
+    assert during["step"] == 2 and during.keys() == {"step", *record["metrics"]}
+    assert record["metrics"] != pytest.approx({name: during[name] for name in record["metrics"]})
 
 
 def test_evaluate_and_generate_work_on_the_workdir(run, tmp_path, capsys):

@@ -88,7 +88,8 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    every: int = 0  # steps between evaluations during training; 0: at the end only
+    every: int = 0  # steps between looks at the held-out loss during training; 0: at the end only
+    full_every: int = 0  # steps between whole evaluations, answers and the task's metrics included; 0: at the end only
     num_examples: int = 1000  # held-out samples, 0: all
     batch_size: int = 100  # samples read at once, and answers that grow at once, over all devices
     postprocess: bool = False  # clean predicted text before it is compared and shown

@@ -58,9 +58,13 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
             if isinstance(value, int | float) and key != "step":
                 columns.setdefault(key, []).append((row["step"], value))
     accuracies = [key for key in columns if is_share(key) and key not in METERS]
+    first = ("accuracy", "test_accuracy")  # then the others, by name
+    during = sorted(key for key, points in columns.items() if len(points) > 1)  # and not at the end alone
     charts = [
         ("Loss", ["loss", "test_loss"], False),
-        ("Accuracy", sorted(accuracies, key=lambda key: (key != "accuracy", key)), False),
+        ("Accuracy", [*first, *sorted(set(accuracies) - set(first))], False),
+        ("CIDEr", [key for key in during if re.match("cider(?!_plain)", key)], False),
+        ("BLEU and ROUGE", [key for key in during if re.match("bleu_4|rouge_l", key)], False),
         ("Samples a second", ["samples_per_second"], True),
         ("Real tokens a second", ["tokens_per_second"], True),
         ("Learning rate", ["learning_rate"], True),

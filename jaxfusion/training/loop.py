@@ -36,6 +36,7 @@ def train(
     workdir: Path,
     *,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    evaluate_fully: Callable[[Params], Mapping[str, float]] | None = None,
     init_params: Callable[[], Params] | None = None,
     profile: Path | None = None,
 ) -> TrainState:
@@ -43,6 +44,7 @@ def train(
 
     iterator: gives batches of train.batch_size rows for ever; its get_state and set_state speak JSON-able dicts.
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
+    evaluate_fully: in its place every evaluate.full_every steps.
     init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
     profile: where a trace of five steps goes, once the run is warm.
 
@@ -121,7 +123,10 @@ def train(
                 last = step == settings.num_steps or bool(stopped)
                 traced = trace.is_over_after(step)
                 save = last or _due(step, settings.checkpoint_every)
-                test = evaluate is not None and not last and _due(step, config.evaluate.every)
+                test = None
+                if not last:
+                    full = evaluate_fully if _due(step, config.evaluate.full_every) else None
+                    test = full or (evaluate if _due(step, config.evaluate.every) else None)
                 if save or test or traced:
                     finish(*unread)  # before a save: a checkpoint's rows are written, and its numbers finite
                     unread = None
@@ -131,7 +136,7 @@ def train(
                 if save:
                     checkpoints.save(step, parallel.unreplicate(state), iterator_state)
                 if test:
-                    log.write(step, evaluate(parallel.unreplicate(state.params)))
+                    log.write(step, test(parallel.unreplicate(state.params)))
                     window.skip()
                 if last:
                     break

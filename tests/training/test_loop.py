@@ -32,7 +32,7 @@ from jaxfusion.training.state import TrainState, create_state
 ROWS, LENGTH, VOCAB = 4, 6, 7
 
 
-def make_config(num_steps: int, *, evaluate_every: int = 0, decoder=None, **settings) -> Config:
+def make_config(num_steps: int, *, evaluate_every: int = 0, full_every: int = 0, decoder=None, **settings) -> Config:
     return Config(
         model=ModelConfig(
             width=8,
@@ -40,7 +40,7 @@ def make_config(num_steps: int, *, evaluate_every: int = 0, decoder=None, **sett
             decoder=decoder or TokenClassifierConfig(),
         ),
         train=TrainConfig(num_steps=num_steps, batch_size=ROWS, warmup_steps=2, **settings),
-        evaluate=EvaluateConfig(every=evaluate_every),
+        evaluate=EvaluateConfig(every=evaluate_every, full_every=full_every),
     )
 
 
@@ -55,8 +55,8 @@ def make_iterator():
     return iter(samples.batch(ROWS, batch_fn=to_batch).to_iter_dataset())
 
 
-def run(config: Config, workdir: Path, evaluate=None, iterator=None):
-    return train(config, build(config.model), iterator or make_iterator(), workdir, evaluate=evaluate)
+def run(config: Config, workdir: Path, evaluate=None, iterator=None, **settings):
+    return train(config, build(config.model), iterator or make_iterator(), workdir, evaluate=evaluate, **settings)
 
 
 def assert_same(a, b):
@@ -75,7 +75,7 @@ class Finished:
     compilations: list[int]  # how many there had been at each evaluation, and at the end
 
 
-CONFIG = make_config(10, log_every=4, checkpoint_every=3, keep_checkpoints=9, evaluate_every=3)
+CONFIG = make_config(10, log_every=4, checkpoint_every=3, keep_checkpoints=9, evaluate_every=3, full_every=6)
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,14 @@ def finished(tmp_path_factory) -> Finished:
         compilations.append(len(counts))
         return {"test_loss": 1.5}
 
+    def evaluate_fully(params) -> dict[str, float]:
+        return evaluate(params) | {"cider": 2.5}
+
     workdir, output = tmp_path_factory.mktemp("run"), io.StringIO()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         with contextlib.redirect_stdout(output):
-            state = run(CONFIG, workdir, evaluate)
+            state = run(CONFIG, workdir, evaluate, evaluate_fully=evaluate_fully)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     return Finished(workdir, state, output.getvalue(), [*compilations, len(counts)])
@@ -106,7 +109,9 @@ def test_rows_checkpoints_and_evaluations_come_when_they_are_due(finished):
     rows = read_metrics(finished.workdir)
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == [4, 8, 10]
-    assert [row for row in rows if "loss" not in row] == [{"step": step, "test_loss": 1.5} for step in (3, 6, 9)]
+    looks = [{"step": step, "test_loss": 1.5} for step in (3, 6, 9)]
+    looks[1]["cider"] = 2.5  # where a whole evaluation is due, it comes in the other's place
+    assert [row for row in rows if "loss" not in row] == looks
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
     names = {"step", "loss", "accuracy", "learning_rate", "gradient_norm", "seconds", "compilations"}
     rates = {f"{name}_per_second" for name in ("samples", "tokens", "steps", "model_flops")}
