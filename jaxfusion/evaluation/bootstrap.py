@@ -52,7 +52,8 @@ def intervals(
     records:    which record each sample is of; samples of one are drawn together, since they are no independent
                 evidence. None: each sample is its own.
 
-    There are none of less than two records. Where all records score the same, an interval has no width.
+    There is none of less than two records, nor where all resamples agree, as they do where all records score the
+    same: 50 of 50 right is no certainty, and resampling cannot say how much less it is.
     """
     from scipy.sparse import csr_array
 
@@ -72,4 +73,5 @@ def intervals(
         for name, statistic in statistics.items():
             found[name].append(statistic.of(times @ parts[name]))
     tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    return {name: tuple(np.quantile(np.concatenate(values), tails).tolist()) for name, values in found.items()}
+    ends = {name: tuple(np.quantile(np.concatenate(values), tails).tolist()) for name, values in found.items()}
+    return {name: (low, high) for name, (low, high) in ends.items() if low < high}

@@ -17,6 +17,12 @@ MAX_SERIES = 4
 # The shares among a run's meters, see `jaxfusion.training.meters`.
 METERS = ("useful_tokens", "filled_image_slots", "input_bound", "mfu", "vision_mfu", "language_mfu")
 
+# Charts of metrics that are no shares of samples, and how their names begin.
+SCORES = {"CIDEr": "cider(?!_plain)", "BLEU-4": "bleu_4", "ROUGE-L": "rouge_l", "Macro F1": "macro_f1"}
+
+# Numbers that are never drawn on a logarithmic axis.
+LINEAR = re.compile("learning_rate|cider|bleu|rouge|macro_f1")
+
 # matplotlib knows no CSS variables: it draws in these stand-ins, which are then replaced.
 INK, RULE = "#000001", "#000002"
 SERIES = [f"#00001{i}" for i in range(MAX_SERIES)]
@@ -60,11 +66,11 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
     accuracies = [key for key in columns if is_share(key) and key not in METERS]
     first = ("accuracy", "test_accuracy")  # then the others, by name
     during = sorted(key for key, points in columns.items() if len(points) > 1)  # and not at the end alone
+    scores = [(title, [key for key in during if re.match(pattern, key)]) for title, pattern in SCORES.items()]
     charts = [
         ("Loss", ["loss", "test_loss"], False),
         ("Accuracy", [*first, *sorted(set(accuracies) - set(first))], False),
-        ("CIDEr", [key for key in during if re.match("cider(?!_plain)", key)], False),
-        ("BLEU and ROUGE", [key for key in during if re.match("bleu_4|rouge_l", key)], False),
+        *((title, keys, len(keys) == 1) for title, keys in scores),
         ("Samples a second", ["samples_per_second"], True),
         ("Real tokens a second", ["tokens_per_second"], True),
         ("Learning rate", ["learning_rate"], True),
@@ -115,7 +121,7 @@ def _style(axes: Any, values: np.ndarray, name: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if is_share(name):
         axes.set_ylim(-0.02, 1.02)
-    elif name != "learning_rate" and values.size and values.min() > 0 and values.max() > 20 * values.min():
+    elif not LINEAR.match(name) and values.size and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
         axes.minorticks_off()

@@ -54,7 +54,8 @@ def test_what_is_scored_during_training_has_its_charts_and_what_is_at_the_end_al
     end = dict(step=9, cider=0.9, cider_plain=1.2, bleu_1=0.9, bleu_4=0.5, rouge_l=0.6, test_accuracy=0.5)
     assert [curve.title for curve in draw_curves([end])] == ["Accuracy"]
     charts = {curve.title: [line.name for line in curve.series] for curve in draw_curves([end | dict(step=5), end])}
-    assert charts == {"Accuracy": ["test_accuracy"], "CIDEr": ["cider"], "BLEU and ROUGE": ["bleu_4", "rouge_l"]}
+    lines = {"Accuracy": ["test_accuracy"], "CIDEr": ["cider"], "BLEU-4": ["bleu_4"], "ROUGE-L": ["rouge_l"]}
+    assert charts == lines
 
 
 def test_many_rows_are_averaged_into_a_small_picture():

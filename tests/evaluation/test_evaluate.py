@@ -77,9 +77,7 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
     assert losses == pytest.approx({name: result.metrics[name] for name in losses}, rel=1e-5)
     numbers = result.metrics
     assert all(low <= numbers[name] <= high for name, (low, high) in result.intervals.items())
-    assert {headline, f"{headline}_en", "test_loss"} <= result.intervals.keys()
-    low, high = result.intervals["test_loss"]
-    assert low < high
+    assert "test_loss" in result.intervals and (headline in result.intervals) == (0 < numbers[headline] < 1)
     if task == "caption":
         assert numbers["perplexity"] == pytest.approx(np.exp(numbers["test_loss"]))
         assert {"cider_en", "cider_zh", "bleu_4_en"} <= numbers.keys() and "cider" not in numbers
