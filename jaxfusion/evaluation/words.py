@@ -21,8 +21,8 @@ HAN_OR_WORD = re.compile(rf"[{HAN}]|[^\W{HAN}_]+(?:(?:['-]|(?<=\d)[.,:](?=\d))[^
 def english_words(text: str) -> list[str]:
     """Lower-case words in the manner of the Penn Treebank: "don't" is `do n't`, "a dog's ball." is `a dog 's ball`.
 
-    Punctuation is dropped; other signs ($, %, &) are words. It is what COCO's caption metrics read, who have it from
-    Stanford's tokenizer; on rare texts (URLs, fractions, smileys) that one cuts otherwise.
+    Punctuation is dropped; other signs ($, %, &) are words. COCO's caption metrics read the words of Stanford's
+    tokenizer, which follows the same rules but on rare texts (URLs, fractions, brackets).
     """
     text = unicodedata.normalize("NFC", text).lower().translate(QUOTES)
     words: list[str] = []

@@ -81,6 +81,14 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
     if task == "caption":
         assert numbers["perplexity"] == pytest.approx(np.exp(numbers["test_loss"]))
         assert {"cider_en", "cider_zh", "bleu_4_en"} <= numbers.keys() and "cider" not in numbers
+        several = [
+            dataclasses.replace(sample, answers=(sample.reference, prediction))
+            for sample, prediction in zip(given, result.predictions, strict=True)
+        ]
+        cleaned = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, postprocess=True))
+        against_all = evaluate(cleaned, model, params, several, LABELS)
+        assert against_all.metrics[headline] == 1 and len(against_all.predictions) == len(given)
+        assert against_all.metrics["test_loss"] == pytest.approx(numbers["test_loss"], rel=1e-5)
         letter = next(prediction for prediction in result.predictions if prediction)[-1]
         stopped = dataclasses.replace(config, generate=dataclasses.replace(config.generate, stop=(letter,)))
         cut = evaluate(stopped, model, params, given, LABELS).predictions
