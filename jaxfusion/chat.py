@@ -83,6 +83,9 @@ class Talk:
         command, _, rest = line.partition(" ")
         if command == "/image":
             self.pictures += read_images(self.model, _path(rest))
+            count = len(self.pictures)
+            told = f"{count} pictures go with what you write next" if count > 1 else "it goes with what you write next"
+            self.console.print(told, style="dim", highlight=False)
         elif line == "/reset":
             self.said, self.pictures = (), []
         elif line.startswith("/"):

@@ -41,6 +41,8 @@ def read_picture(url: str, settings: ServeConfig, param: str) -> UInt8[np.ndarra
         data = fetch(url, settings.image_hosts, settings.max_image_bytes, param)
     else:
         hosts = f", or a https URL of {', '.join(settings.image_hosts)}" if settings.image_hosts else ""
+        if url[:4].lower() == "http" and not hosts:
+            hosts = "; this server fetches none by URL, which its serve.image_hosts would allow"
         raise ApiError(400, f"{param}: give the picture as data:image/png;base64,...{hosts}", param=param)
     return decode(data, settings, param)
 
