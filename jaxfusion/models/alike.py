@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import jaxpr_as_fun
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 # Positions that are taken together: of rows with one each, as in decoding, where rows are few; and of prompts.
 FEW, MANY = 8, 64
@@ -122,8 +122,8 @@ def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S G H"],
     value: Float[Array, "B S G H"],
-    start: Array,
-    end: Array,
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
     scale: float,
     softcap: float,
 ) -> Float[Array, "B T N H"]:
