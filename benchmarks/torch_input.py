@@ -31,7 +31,7 @@ class Pictures(Dataset):
         record, size = self.records[index], self.reader.model.vision.image_size
         picture = Image.open(io.BytesIO(record["image"])).convert("RGB")
         image = np.array(picture.resize((size, size), Image.Resampling.BICUBIC))
-        (sample,) = samples_of(record, self.reader.data, image, [])
+        (sample,) = samples_of(record, self.reader.data, [image], [])
         return tokenise(sample, self.tokenizer, self.layout)
 
     def collate(self, segments: list[Any]) -> Batch:

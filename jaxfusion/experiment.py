@@ -18,11 +18,11 @@ from rich.console import Console
 import jaxfusion
 from jaxfusion.config import Config, to_dict
 from jaxfusion.config.model import LookupConfig
+from jaxfusion.data.bad_records import BAD_RECORDS, BadRecords
 from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import Dataset, Reader, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
-from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
@@ -102,10 +102,11 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
     tokenizer: for a run without a text checkpoint, in place of one that learns from the data.
     """
     dataset = open_dataset(config.data)
+    bad = BadRecords(config.data.bad_records, config.data.max_bad_records, workdir / BAD_RECORDS)
     if has_checkpoint(workdir):
         tokenizer = open_tokenizer(workdir)
     else:
-        tokenizer = tokenizer or _new_tokenizer(config, dataset)
+        tokenizer = tokenizer or _new_tokenizer(config, dataset, bad)
         if text_checkpoint(config):
             config = replace(config, model=with_room_for(tokenizer, config.model))
         Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
@@ -119,7 +120,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
             f"config.data.row_length: {config.data.row_length} is more than the model's context of {context}; lower it "
             "or raise config.model.text_embedding.max_positions"
         )
-    reader = Reader(config.data, config.model, dataset.labels, model.pixels)
+    reader = Reader(config.data, config.model, dataset.labels, model.pixels, bad)
     if has_checkpoint(workdir):
         images = read_workdir_config(workdir).data.images_per_row
     else:
@@ -146,7 +147,7 @@ def text_checkpoint(config: Config) -> str:
     return config.pretrained.model or config.pretrained.decoder or config.pretrained.encoder
 
 
-def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
+def _new_tokenizer(config: Config, dataset: Dataset, bad: BadRecords) -> Tokenizer:
     """That of the text model's checkpoint; trained on the data, now or when they were prepared, where there is none."""
     name = text_checkpoint(config)
     if not name and config.data.prepared:
@@ -158,7 +159,7 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
             )
         return TrainedTokenizer.load(file)
     if not name:
-        return TrainedTokenizer.train(_texts(config, dataset), config.data.vocab_size)
+        return TrainedTokenizer.train(_texts(config, dataset, bad), config.data.vocab_size)
     checkpoint = open_checkpoint(name)
     tokenizer = open_family_tokenizer(checkpoint.home, family_of(checkpoint, FAMILIES), config.model)
     if tokenizer is None:
@@ -327,6 +328,8 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
         "versions": {"jaxfusion": jaxfusion.__version__, "python": platform.python_version()}
         | {name: version(name) for name in ("jax", "flax", "optax")},
     }
+    if experiment.reader.bad:
+        record["bad_records"] = len(experiment.reader.bad)  # left out so far, and listed in the workdir
     if result.confusion is not None:
         record["confusion"] = {"labels": list(experiment.dataset.labels), "matrix": result.confusion.tolist()}
     write_json(workdir / EVALUATION, record)
@@ -334,9 +337,11 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
     return result.metrics
 
 
-def _texts(config: Config, dataset: Dataset) -> Iterator[str]:
-    for index in range(min(TOKENIZER_RECORDS, len(dataset.train))):
-        for sample in samples_of(dataset.train[index], config.data, None, list(dataset.labels)):
+def _texts(config: Config, dataset: Dataset, bad: BadRecords) -> Iterator[str]:
+    unseen = tuple(name for name in config.data.modalities if name != "image")
+    reader = Reader(replace(config.data, modalities=unseen), config.model, dataset.labels, bad=bad)
+    for place in range(min(TOKENIZER_RECORDS, len(dataset.train))):
+        for sample in reader.read(dataset.train, place):
             yield from (message.text for message in sample.messages[:-1])
             yield from sample.references
 

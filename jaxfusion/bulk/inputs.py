@@ -5,9 +5,7 @@ for place, parse in found.read(range(len(found.ids))):
     fields = parse()  # {"image": ..., "prompt": ...}, or UserError where the record is broken
 """
 
-import json
 import tarfile
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxfusion.data.sources.files import PICTURES, files_below
+from jaxfusion.data.sources.lines import Lines
+from jaxfusion.data.sources.objects import parse_object
+from jaxfusion.data.sources.parquet import import_parquet
+from jaxfusion.data.sources.webdataset import Part, TarRecords, fields_of
 from jaxfusion.errors import UserError
 
 Id = str | int
 Fields = Mapping[str, Any]
 Parse = Callable[[], Fields]
-
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-)  # of image files that `read_image` reads
 
 # Of a record; whatever else it holds is left alone.
 FIELDS = ("id", "image", "images", "prompt", "messages")
@@ -78,36 +77,25 @@ def _read(
 
 def _pictures(path: Path) -> Input:
     """Each is a record, known by its path in the directory; what is hidden is left out."""
-    below = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    names = sorted(file.as_posix() for file in below if not any(part.startswith(".") for part in file.parts))
+    names = sorted(file.relative_to(path).as_posix() for file in files_below(path, PICTURES))
     return Input(path, names, lambda places: ((place, partial(dict, image=names[place])) for place in places))
 
 
 def _lines(path: Path) -> Input:
     """A JSON object each; one without an id is known by its line, counted from 1."""
-    ids: list[Id] = []
-    numbers, starts = array("Q"), array("Q")
-    with path.open("rb") as file:
-        start = 0
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                ids.append(_line_id(line, number))
-                numbers.append(number)
-                starts.append(start)
-            start += len(line)
+    lines = Lines(path)
+    ids = [_line_id(lines[place], lines.number(place)) for place in range(len(lines))]
 
     def read(places: Sequence[int]) -> Iterator[tuple[int, Parse]]:
-        with path.open("rb") as file:
-            for place in places:
-                file.seek(starts[place])
-                yield place, partial(_object, file.readline(), f"{path.name}:{numbers[place]}")
+        for place in places:
+            yield place, partial(parse_object, lines[place], f"{path.name}:{lines.number(place)}")
 
     return Input(path.parent, ids, read)
 
 
 def _line_id(line: bytes, number: int) -> Id:
     try:
-        return _id(_object(line, "").get("id"), number)
+        return _id(parse_object(line, "").get("id"), number)
     except UserError:  # which is said when its turn comes
         return number
 
@@ -116,25 +104,13 @@ def _id(value: Any, number: int) -> Id:
     return value if isinstance(value, Id) and not isinstance(value, bool) else number
 
 
-def _object(text: bytes, where: str) -> Fields:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); correct it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: a JSON object is wanted; write {{...}}")
-    return value
-
-
 def _rows(path: Path) -> Input:
     """A record each; one without an id is known by its row, counted from 1."""
+    parquet = import_parquet(path, "--input: ")
+    from pyarrow import ArrowException
+
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise UserError(f"--input: to read {path.name}, pip install 'jaxfusion[parquet]'") from None
-    try:
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             columns = [name for name in FIELDS if name in file.schema_arrow.names]
             given = file.read(["id"])["id"].to_pylist() if "id" in columns else [None] * file.metadata.num_rows
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -143,7 +119,7 @@ def _rows(path: Path) -> Input:
 
     def read(places: Sequence[int]) -> Iterator[tuple[int, Parse]]:
         wanted, first = set(places), 0
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             for group, size in enumerate(sizes):
                 if wanted.isdisjoint(range(first, first + size)):
                     first += size
@@ -160,42 +136,22 @@ def _rows(path: Path) -> Input:
 def _members(path: Path) -> Input:
     """Files of one name up to its first dot are a record, known by that name: pictures, the prompt as .txt, any fields
     as .json."""
-    records: dict[str, list[tuple[str, int, int]]] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                folder, slash, name = member.name.rpartition("/")
-                stem, dot, ending = name.partition(".")
-                if member.isfile() and stem and dot:
-                    suffix = f".{ending.rpartition('.')[2].lower()}"
-                    place = suffix, member.offset_data, member.size
-                    records.setdefault(f"{folder}{slash}{stem}", []).append(place)
+        records = TarRecords(path, whole=True)
     except tarfile.TarError as error:
         raise UserError(f"--input: {path} is not a whole, uncompressed tar ({error}); write it again") from error
-    names = list(records)
+    names = [records.name(place) for place in range(len(records))]
 
     def read(places: Sequence[int]) -> Iterator[tuple[int, Parse]]:
-        with path.open("rb") as file:
-            for place in places:
-                parts = []
-                for suffix, start, size in records[names[place]]:
-                    file.seek(start)
-                    parts.append((suffix, file.read(size)))
-                yield place, partial(_together, parts, f"{path.name}:{names[place]}")
+        for place in places:
+            yield place, partial(_together, records[place], f"{path.name}:{names[place]}")
 
     return Input(path.parent, names, read)
 
 
-def _together(parts: Sequence[tuple[str, bytes]], name: str) -> Fields:
-    fields: dict[str, Any] = {}
-    for suffix, content in parts:
-        if suffix == ".json":
-            fields |= _object(content, f"{name}.json")
-    for suffix, content in parts:
-        if suffix == ".txt" and not fields.keys() & {"prompt", "messages"}:
-            try:
-                fields["prompt"] = content.decode().strip()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{name}.txt: not UTF-8 ({error}); write it again") from None
-    pictures = [content for suffix, content in parts if suffix in SUFFIXES]
-    return fields | ({"image": None, "images": pictures} if pictures else {})
+def _together(parts: Sequence[Part], where: str) -> Fields:
+    found = fields_of(parts, where)
+    fields = {name: value for name, value in found.items() if name in FIELDS}
+    if "text" in found and not fields.keys() & {"prompt", "messages"}:
+        fields["prompt"] = found["text"]
+    return fields

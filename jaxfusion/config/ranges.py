@@ -20,6 +20,7 @@ LEAST = {
     "train.log_every": 0,
     "data.row_length": 1,
     "data.images_per_row": 0,
+    "data.max_bad_records": 0,
     "data.num_threads": 0,
     "data.num_workers": 0,
     "evaluate.every": 0,

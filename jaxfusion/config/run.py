@@ -12,10 +12,19 @@ Weights = Literal["given", "int8"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    name: str = "digit_scenes"  # a built-in data set or any prepared TFDS data set with the fields the task reads
+    # A built-in data set, one that TFDS has prepared, or a format of path's files: json, coco, vqa, folder, webdataset,
+    # parquet, text, documents (docs/data.md); with the fields that the task reads.
+    name: str = "digit_scenes"
+    path: str = ""  # of a format: a file, a directory, or a pattern, as in "shards/train-{000..031}.tar"
+    test_path: str = ""  # the same, of held-out records; "": every 20th of path's
+    image_root: str = ""  # the directory that records' paths of pictures start from; "": that of the record's file
+    fields: tuple[str, ...] = ()  # what the task reads, and where records have it: ("caption=title", "image=jpg.bytes")
+    labels: tuple[str, ...] = ()  # names of the classes, where records hold their numbers and the data no names
+    bad_records: Literal["refuse", "skip"] = "refuse"  # or leave them out, one at random in their place, and count them
+    max_bad_records: int = 100  # that may be left out
     prepared: str = ""  # a directory that --mode prepare wrote of these data, to train on; "": the data set itself
     data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
-    task: Literal["caption", "question_answer", "fill", "classify"] = "caption"
+    task: Literal["caption", "question_answer", "fill", "classify", "dialogue", "text"] = "caption"
     label: str = "label"  # the field that holds the class, for the task "classify"
     languages: tuple[Literal["en", "zh"], ...] = ("en",)
     modalities: tuple[Literal["image", "text"], ...] = ("image", "text")  # leave one out to see what it was worth

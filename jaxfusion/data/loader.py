@@ -1,8 +1,7 @@
 """From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
@@ -11,17 +10,19 @@ import numpy as np
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data import builtin
+from jaxfusion.data.bad_records import BadRecords
 from jaxfusion.data.best_fit import Room, images_per_row
 from jaxfusion.data.images import read_image, resize_image
 from jaxfusion.data.messages import Sample
+from jaxfusion.data.order import visits_of
 from jaxfusion.data.packing import ImageSlots, pack
-from jaxfusion.data.prepared import Columns, Prepared, Record, columns_of
+from jaxfusion.data.prepared import Columns, Prepared, columns_of
 from jaxfusion.data.rows import BestFitRows
-from jaxfusion.data.tasks import samples_of
-from jaxfusion.data.tokenise import Layout, Segment, tokenise
+from jaxfusion.data.sources import FORMATS, open_format, tfds
+from jaxfusion.data.tasks import name_of, samples_of
+from jaxfusion.data.tokenise import Layout, Segment, pieces, tokenise
 from jaxfusion.data.visits import groups_of, visit
-from jaxfusion.errors import UserError
+from jaxfusion.errors import RecordError, UserError
 from jaxfusion.text.tokenizer import Tokenizer
 
 # How many samples wait to be put in a row. With twice as many rows are no fuller; they are held in memory, pixels and
@@ -42,80 +43,68 @@ class Dataset:
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Prepares a built-in data set, or opens one that TFDS has prepared. Raises UserError where it cannot be had."""
-    import tensorflow_datasets as tfds
-
-    data_dir = config.data_dir or None
-    if config.name in builtin.BUILTIN:
-        builder = builtin.prepare(config.name, data_dir)
+    """Opens the files of a format, a data set that TFDS has prepared, or a built-in one, which is prepared where it is
+    missing. Raises UserError where it cannot be had."""
+    if config.name in FORMATS:
+        train, test, labels = open_format(config)
     else:
-        try:
-            builder = tfds.builder(config.name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError:
-            near = difflib.get_close_matches(config.name, builtin.BUILTIN, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"built in are {', '.join(builtin.BUILTIN)}"
-            raise UserError(f"config.data.name: there is no data set {config.name!r}; {hint}") from None
-        except ImportError as error:  # some of TFDS's own builders are written with TensorFlow
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"config.data.name: TFDS cannot describe {config.name} here ({reason}); "
-                "prepare it where TensorFlow is installed, and give the prepared directory as config.data.data_dir"
-            ) from error
-        if not builder.data_path.exists():
-            raise UserError(
-                f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name}"
-                " --file_format=array_record` or set config.data.data_dir"
-            )
-    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
-    sources = []
-    for key in ("train_split", "test_split"):
-        split = getattr(config, key)
-        if split.split("[")[0] not in builder.info.splits:
-            known = ", ".join(builder.info.splits)
-            raise UserError(f"config.data.{key}: {config.name} has no split {split!r}; choose from {known}")
-        try:
-            sources.append(builder.as_data_source(split, decoders=decoders))
-        except (ValueError, NotImplementedError) as error:  # a wrong slice, or files that are not array_record
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"config.data.{key}: cannot read {split!r} of {config.name} ({reason}); change it"
-            ) from error
-    features = builder.info.features
-    classes = features[config.label].names if config.label in features else ()
-    return Dataset(*sources, labels=tuple(classes))
+        train, test, labels = tfds.open_splits(config)
+    return Dataset(train, test, config.labels or labels)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What turns a record into samples: the task's settings, and the picture as the vision room takes it.
+    """What turns a record into samples: the task's settings, and pictures as the vision room takes them.
 
     pixels: what a checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
+    bad:    what becomes of records that nothing can be learned from.
     """
 
     data: DataConfig
     model: ModelConfig
     labels: tuple[str, ...]
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    bad: BadRecords = field(default_factory=BadRecords)
+
+    def read(self, source: Sequence[Any], place: int, *, decode: bool = True) -> list[Sample]:
+        """The samples of a source's record; none of one that is left out. Raises UserError where it may not be."""
+        try:
+            return self.samples(source[place], decode=decode)
+        except RecordError as error:
+            self.bad.leave_out(error)
+            return []
 
     def samples(self, record: Any, *, decode: bool = True) -> list[Sample]:
-        """decode: False puts something without pixels in the pictures' place, where only sizes matter."""
-        return samples_of(record, self.data, self._image(record, decode), list(self.labels))
+        """decode: False puts something without pixels in the pictures' place, where only sizes matter.
 
-    def _image(self, record: Any, decode: bool) -> np.ndarray | None:
+        Raises RecordError for a record, or a picture of it, that is broken."""
+        return samples_of(record, self.data, self._images(record, decode), list(self.labels))
+
+    def _images(self, record: Any, decode: bool) -> list[np.ndarray] | None:
         if self.model.vision is None or "image" not in self.data.modalities:
             return None
-        if not decode:
-            return np.zeros(0, np.uint8)
         if isinstance(self.model.vision, LookupConfig):
-            return self._image_id(record)
+            return [self._image_id(record)]
         if isinstance(self.model.vision, FeaturesConfig):
             raise UserError(
                 "config.model.vision: no data set here holds features; give them in Batch.images, or use a network"
             )
-        if self.pixels:
-            return self.pixels(read_image(record["image"]))
+        if "images" in record:
+            entries = record["images"]
+        elif "image" in record:
+            entries = [record["image"]]
+        else:
+            entries = []
+        return [self._see(entry, record) if decode else np.zeros(0, np.uint8) for entry in entries]
+
+    def _see(self, entry: Any, record: Any) -> np.ndarray:
         size = self.model.vision.image_size
-        return resize_image(read_image(record["image"], size if self.data.scaled_decode else None), size)
+        try:
+            if self.pixels:
+                return self.pixels(read_image(entry))
+            return resize_image(read_image(entry, size if self.data.scaled_decode else None), size)
+        except UserError as error:
+            raise RecordError(name_of(record, self.data), str(error)) from error
 
     def _image_id(self, record: Any) -> np.ndarray:
         number, size = int(record["image_id"]), self.model.vision.num_images
@@ -180,20 +169,33 @@ def _segments(
     """What training learns from, visit by visit, without end. Raises UserError for a sample that no row can hold."""
     layout = Layout.of(reader.model)
 
-    def choose(record: Any, rng: np.random.Generator) -> Segment:
-        groups = groups_of(reader.samples(record, decode=decode), layout)
+    def choose(place: int, rng: np.random.Generator) -> Segment:
+        groups = groups_of(_good_samples(source, place, reader, rng, decode=decode), layout)
         sample = visit(groups[rng.integers(len(groups))], rng)
         segment = tokenise(sample, tokenizer, layout)
+        if len(sample.messages) == 1:  # a document, of which a visit takes what a row can hold
+            parts = pieces(segment, reader.data.row_length)
+            segment = parts[rng.integers(len(parts))]
         _check_fit(sample.id, segment, reader)
         return segment
 
-    def draw(record: Record, rng: np.random.Generator) -> Segment:
-        name, segment = record.draw(rng)
+    def draw(place: int, rng: np.random.Generator) -> Segment:
+        name, segment = source[place].draw(rng)
         _check_fit(name, segment, reader)
         return segment
 
-    take = draw if isinstance(source, Prepared) else choose
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(take)
+    return visits_of(source, seed).random_map(draw if isinstance(source, Prepared) else choose)
+
+
+def _good_samples(
+    source: Sequence[Any], place: int, reader: Reader, rng: np.random.Generator, *, decode: bool = True
+) -> list[Sample]:
+    """Those of a record, or, where it is left out, of another one at random. Raises UserError where all are bad."""
+    for _ in range(100 + len(source)):
+        if samples := reader.read(source, place, decode=decode):
+            return samples
+        place = int(rng.integers(len(source)))
+    raise UserError(f"config.data.path: {reader.data.path or reader.data.name} has nothing but bad records; mend them")
 
 
 def prepared_columns(
@@ -204,7 +206,7 @@ def prepared_columns(
 
     def prepare(place: int) -> Columns:
         rng = np.random.default_rng(place)  # the same, wherever the writing was interrupted
-        return columns_of(reader.samples(source[place]), tokenizer, layout, variants, rng)
+        return columns_of(_good_samples(source, place, reader, rng), tokenizer, layout, variants, rng)
 
     reading = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=max(2 * data.num_threads, 16))
     columns = grain.MapDataset.source(places).map(prepare).to_iter_dataset(reading)

@@ -46,7 +46,7 @@ class Sample:
 
     id:       names the record it came from, for people and error messages.
     group:    what evaluation counts separately, such as the language.
-    messages: user and assistant in turn; the last is the assistant's.
+    messages: user and assistant in turn; the last is the assistant's. One alone is a document, which answers nothing.
     label:    the class, where the task is classification.
     answers:  all that people said in the last message's place, where several did: five captions, ten answers. A visit
               learns one of them; evaluation compares with all. The last message then has the one that most gave.
@@ -62,7 +62,7 @@ class Sample:
 
     @property
     def prompt(self) -> str:
-        return self.messages[-2].text
+        return self.messages[-2].text if len(self.messages) > 1 else ""
 
     @property
     def reference(self) -> str:

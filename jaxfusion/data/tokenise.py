@@ -2,6 +2,7 @@
 
 language model      <bos> [image ...] question <sep> answer <eos>, or as the checkpoint's chat template has it; a prompt
                     to a checkpoint that has none, and that no run has trained, is the text alone
+a document of text  <bos> text <eos>, all of it learned, whatever the template
 token classifier    <bos> text with <mask>s <eos>             targets: the text without masks
 pooled classifier   <bos> [image ...] text <eos>              target: the class, at the last position
 """
@@ -96,7 +97,9 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
     """User and assistant in turn; None stands for the answer that is not there yet. Loss is on answers alone."""
     said = [message for message in messages if message is not None]
     images = [image.value for message in said for image in message.images]
-    if tokenizer.prefix is not None and len(messages) == 2 and messages[1] is None:
+    if len(messages) == len(said) == 1:
+        tokens, learned = _document(said[0], tokenizer)
+    elif tokenizer.prefix is not None and len(messages) == 2 and messages[1] is None:
         tokens, learned = _bare(said[0], tokenizer, layout)
     elif tokenizer.chat_template is None:
         tokens, learned = _fixed(said, tokenizer, layout)
@@ -121,6 +124,11 @@ def _bare(message: Message, tokenizer: Tokenizer, layout: Layout) -> chat.LaidOu
     return chat.LaidOut(np.array(tokens, np.int32), np.zeros(len(tokens), bool))
 
 
+def _document(message: Message, tokenizer: Tokenizer) -> chat.LaidOut:
+    tokens = [tokenizer.bos_id, *tokenizer.encode(message.text), tokenizer.eos_id]
+    return chat.LaidOut(np.array(tokens, np.int32), np.arange(len(tokens)) > 0)
+
+
 def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
     tokens, learned = [tokenizer.bos_id], [False]
     for message in messages:
@@ -129,6 +137,17 @@ def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) ->
         tokens += [*chat.hide(ids, hidden, tokenizer), tokenizer.eos_id if is_answer else tokenizer.sep_id]
         learned += [is_answer] * len(ids) + [is_answer]
     return chat.LaidOut(np.array(tokens, np.int32), np.array(learned))
+
+
+def pieces(segment: Segment, length: int) -> list[Segment]:
+    """A document without pictures in as many parts as it takes to have no more than so many positions in each, which
+    are learned as if nothing stood before them."""
+    starts = range(0, len(segment.tokens), length)
+    fields = {name: value for name, value in segment._asdict().items() if name != "images"}
+    return [
+        Segment(**{name: value[start : start + length] for name, value in fields.items()}, images=[])
+        for start in starts
+    ]
 
 
 def _parts(parts: tuple[Part, ...], tokenizer: Tokenizer, layout: Layout) -> tuple[list[int], list[bool]]:

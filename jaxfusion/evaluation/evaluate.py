@@ -14,7 +14,7 @@ from jaxfusion.config.run import GenerateConfig, ParallelConfig
 from jaxfusion.data.loader import Reader
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import pack
-from jaxfusion.data.tokenise import Layout, Segment, tokenise
+from jaxfusion.data.tokenise import Layout, Segment, pieces, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.bootstrap import Interval, Statistic, mean_of
 from jaxfusion.evaluation.metrics import confusion_matrix, perplexity_statistic
@@ -27,6 +27,7 @@ from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.text.postprocess import postprocess
+from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.training.cross_entropy import LossSums, logits_loss
 
 
@@ -64,13 +65,28 @@ def sampling_of(config: GenerateConfig) -> Sampling | Beams:
 
 
 def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[Sample]:
-    """The first samples of a split, record by record; limit 0 is all of them."""
+    """The first samples of a split, record by record; limit 0 is all of them. Raises UserError where there is none."""
     samples: list[Sample] = []
     for index in range(len(source)):
-        samples += [replace(sample, record=index) for sample in reader.samples(source[index])]
+        samples += [replace(sample, record=index) for sample in reader.read(source, index)]
         if limit and len(samples) >= limit:
             return samples[:limit]
+    if not samples:
+        raise UserError(f"config.data.test_path: {reader.data.name} has no held-out record that is whole; mend them")
     return samples
+
+
+def _segments(
+    config: Config, samples: Sequence[Sample], tokenizer: Tokenizer, layout: Layout
+) -> tuple[list[Segment], list[int]]:
+    """One a sample; of a document as many as it takes. And the place of each one's sample."""
+    segments, places = [], []
+    for place, sample in enumerate(samples):
+        segment = tokenise(sample, tokenizer, layout)
+        parts = pieces(segment, config.data.row_length) if len(sample.messages) == 1 else [segment]
+        segments += parts
+        places += [place] * len(parts)
+    return segments, places
 
 
 def evaluate(
@@ -90,12 +106,15 @@ def evaluate(
     its exponential. Of several references the loss is of the last message's.
     """
     layout = Layout.of(model.config)
-    segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
+    segments, places = _segments(config, samples, model.tokenizer, layout)
     parallel, size, params = _shared(config, params)
-    sums, argmax = _read_all(model, params, _batches(segments, size, layout), parallel)
+    of_segments, argmax = _read_all(model, params, _batches(segments, size, layout), parallel)
+    sums = jax.tree.map(lambda rows: np.bincount(places, rows), of_segments)
     more: dict[str, Statistic] = {}
     confusion = None
-    if layout.predict == "next":
+    if config.data.task == "text":  # nothing is asked
+        predictions = [""] * len(samples)
+    elif layout.predict == "next":
         predictions = _generated(config, model, params, samples, parallel, size, tell)
     elif layout.predict == "class":
         predicted = [int(row[len(segment.tokens) - 1]) for row, segment in zip(argmax, segments, strict=True)]
@@ -123,7 +142,7 @@ def evaluate(
 def held_out_losses(config: Config, model: Model, params: Params, samples: list[Sample]) -> dict[str, float]:
     """test_loss and test_accuracy alone, quick enough to be taken during training."""
     layout = Layout.of(model.config)
-    segments = [tokenise(sample, model.tokenizer, layout) for sample in samples]
+    segments, _ = _segments(config, samples, model.tokenizer, layout)
     parallel, size, params = _shared(config, params)
     sums, _ = _read_all(model, params, _batches(segments, size, layout), parallel)
     weight = sums.weight.sum()

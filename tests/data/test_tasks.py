@@ -24,7 +24,7 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 
 
 def test_captions_in_every_language_asked_for():
-    samples = samples_of(SCENE, DataConfig(task="caption", languages=("en", "zh")), PIXELS, [])
+    samples = samples_of(SCENE, DataConfig(task="caption", languages=("en", "zh")), [PIXELS], [])
     assert [sample.group for sample in samples] == ["en", "zh"]
     assert samples[0].reference == SCENE["caption_en"].decode()
     assert samples[1].prompt == ""
@@ -32,7 +32,7 @@ def test_captions_in_every_language_asked_for():
 
 
 def test_each_question_is_a_sample_with_its_own_picture():
-    samples = samples_of(SCENE, DataConfig(task="question_answer"), PIXELS, [])
+    samples = samples_of(SCENE, DataConfig(task="question_answer"), [PIXELS], [])
     assert [(s.prompt, s.reference) for s in samples] == [
         ("How many digits are there?", "2"),
         ("What is the sum of the digits?", "8"),
@@ -43,13 +43,13 @@ def test_each_question_is_a_sample_with_its_own_picture():
 
 def test_several_captions_and_answers_are_one_sample():
     several = {"caption_en": [b"a cat", b"a small cat"], "answers_en": [["two", "2", "2"], np.array([b"8"], object)]}
-    (caption,) = samples_of(SCENE | several, DataConfig(task="caption"), PIXELS, [])
+    (caption,) = samples_of(SCENE | several, DataConfig(task="caption"), [PIXELS], [])
     assert (caption.reference, caption.references) == ("a cat", ("a cat", "a small cat"))
-    first, second = samples_of(SCENE | several, DataConfig(task="question_answer"), PIXELS, [])
+    first, second = samples_of(SCENE | several, DataConfig(task="question_answer"), [PIXELS], [])
     assert (first.reference, first.references) == ("2", ("two", "2", "2"))
     assert (second.reference, second.references, second.answers) == ("8", ("8",), ())
-    with pytest.raises(UserError, match=r"^config\.data\.name: record 7 of digit_scenes has nothing in 'caption_en'"):
-        samples_of(SCENE | {"caption_en": []}, DataConfig(task="caption"), PIXELS, [])
+    with pytest.raises(UserError, match=r"^record 7 of digit_scenes: nothing is in 'caption_en'"):
+        samples_of(SCENE | {"caption_en": []}, DataConfig(task="caption"), [PIXELS], [])
 
 
 def test_a_visit_learns_one_of_the_answers_as_often_as_it_was_given():
@@ -63,40 +63,42 @@ def test_a_visit_learns_one_of_the_answers_as_often_as_it_was_given():
 
 
 def test_fill_hides_only_what_the_picture_tells():
-    (sample,) = samples_of(SCENE, DataConfig(task="fill"), PIXELS, [])
+    (sample,) = samples_of(SCENE, DataConfig(task="fill"), [PIXELS], [])
     hidden = [part.text.strip() for part in sample.messages[0].parts if isinstance(part, Masked)]
     assert hidden == ["large", "red", "3", "small", "blue", "5"]
     assert sample.prompt == sample.reference
-    (sample,) = samples_of(SCENE, DataConfig(task="fill", languages=("zh",)), PIXELS, [])
+    (sample,) = samples_of(SCENE, DataConfig(task="fill", languages=("zh",)), [PIXELS], [])
     assert [part.text for part in sample.messages[0].parts if isinstance(part, Masked)] == ["大", "红色", "3"]
 
 
 def test_reviews_have_a_label_and_can_lose_their_text():
     config = DataConfig(task="classify", languages=("zh",))
-    (sample,) = samples_of(REVIEW, config, PIXELS, LABELS)
+    (sample,) = samples_of(REVIEW, config, [PIXELS], LABELS)
     assert (sample.prompt, sample.reference, sample.label) == ("这家餐厅的菜不好吃", "负面评论", 0)
     (blind,) = samples_of(REVIEW, config, None, LABELS)
     assert not blind.messages[0].images
-    (mute,) = samples_of(REVIEW, DataConfig(task="classify", modalities=("image",)), PIXELS, LABELS)
+    (mute,) = samples_of(REVIEW, DataConfig(task="classify", modalities=("image",)), [PIXELS], LABELS)
     assert mute.prompt == ""
 
 
 def test_pictures_can_be_classified_without_text():
     config = DataConfig(task="classify", label="count")
-    (sample,) = samples_of(SCENE | {"count": np.int64(1)}, config, PIXELS, ["1", "2", "3", "4"])
+    (sample,) = samples_of(SCENE | {"count": np.int64(1)}, config, [PIXELS], ["1", "2", "3", "4"])
     assert (sample.prompt, sample.reference, sample.label) == ("", "2", 1)
 
 
 def test_segmentation_and_stop_words_are_options_and_keep_negations():
     settings = dict(task="classify", languages=("zh",), segment_words=True)
-    (words,) = samples_of(REVIEW, DataConfig(**settings), PIXELS, LABELS)
+    (words,) = samples_of(REVIEW, DataConfig(**settings), [PIXELS], LABELS)
     assert words.prompt.replace(" ", "") == "这家餐厅的菜不好吃"
     assert " " in words.prompt
-    (fewer,) = samples_of(REVIEW, DataConfig(**settings, remove_stop_words=True), PIXELS, LABELS)
+    (fewer,) = samples_of(REVIEW, DataConfig(**settings, remove_stop_words=True), [PIXELS], LABELS)
     assert "的" not in fewer.prompt.split()
     assert "不" in fewer.prompt
 
 
 def test_a_field_that_is_missing_is_named_with_those_there_are():
-    with pytest.raises(UserError, match=r"digit_scenes has no field 'label'.* its fields are image_id, caption_en"):
-        samples_of(SCENE, DataConfig(task="classify"), PIXELS, LABELS)
+    with pytest.raises(
+        UserError, match=r"^record 7 of digit_scenes: there is no field 'label'.* its fields are image_id, caption_en"
+    ):
+        samples_of(SCENE, DataConfig(task="classify"), [PIXELS], LABELS)

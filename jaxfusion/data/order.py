@@ -1,0 +1,70 @@
+"""In which order training visits the places of a data set: endless, anew each epoch, and told by the seed alone."""
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from jaxfusion.data.sources.joined import Blocks
+
+
+def visits_of(source: Sequence[Any], seed: int) -> grain.MapDataset:
+    """The places of a source's records, all of them each epoch.
+
+    A source that reads blocks as a whole is visited by as many blocks at a time as it can hold: the blocks in random
+    order, and the records of these among each other.
+    """
+    blocks = getattr(source, "blocks", None)
+    if blocks is None or len(blocks.starts) <= blocks.window:
+        return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    return Windows(len(source), blocks, seed).seed(seed)
+
+
+class Windows(grain.MapDataset):
+    """Places by windows of blocks. number: of places."""
+
+    def __init__(self, number: int, blocks: Blocks, seed: int) -> None:
+        super().__init__()
+        self._number, self._seed, self._window = number, seed, blocks.window
+        self._bounds = np.append(blocks.starts, number)
+        self._start()
+
+    def _start(self) -> None:
+        self._orders: dict[int, np.ndarray] = {}
+        self._making = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("_orders", "_making")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, place = divmod(index, self._number)
+        return int(self._order(epoch)[place])
+
+    def _order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        with self._making:
+            if epoch not in self._orders:
+                for old in sorted(self._orders)[:-1]:  # readers ahead may be in the next epoch already
+                    del self._orders[old]
+                self._orders[epoch] = self._new_order(np.random.default_rng((self._seed, epoch)))
+            return self._orders[epoch]
+
+    def _new_order(self, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        blocks = rng.permutation(len(self._bounds) - 1)
+        windows = []
+        for start in range(0, len(blocks), self._window):
+            ranges = [np.arange(self._bounds[b], self._bounds[b + 1]) for b in blocks[start : start + self._window]]
+            windows.append(rng.permutation(np.concatenate(ranges)))
+        return np.concatenate(windows)

@@ -1,0 +1,172 @@
+"""Files that people have, as sequences of records that can be read at any place: one small file a format.
+
+A record is a dict of fields that tasks read by name, with `images`, a list of paths and bytes of image files, and
+`origin`, which names the file and the line or member of it. Threads and processes may share a source. `source[place]`
+raises RecordError for what is broken; opening raises UserError where nothing in the file can be read.
+"""
+
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jaxfusion.config.run import DataConfig
+from jaxfusion.data.sources import coco, objects, parquet, text, webdataset
+from jaxfusion.data.sources.files import files_of
+from jaxfusion.data.sources.folder import Folder
+from jaxfusion.data.sources.joined import Blocks, Chosen, Joined, Record, Renamed
+from jaxfusion.errors import RecordError, UserError
+
+# Where no test_path is given, each so-manieth record is held out.
+HELD_OUT = 20
+
+# What columns may be called that tasks read, before a language or an s.
+FIELDS = ("id", "image", "caption", "text", "question", "answer", "label", "conversation", "message")
+
+
+@dataclass(frozen=True)
+class Options:
+    """root: the directory that pictures' paths start from; None: that of the file. label: the field with the class.
+    labels: of the train split, for a held-out one. fields: further columns that are asked for."""
+
+    root: Path | None
+    label: str
+    labels: tuple[str, ...]
+    fields: tuple[str, ...]
+
+    def root_of(self, path: Path) -> Path:
+        return self.root or path.parent
+
+
+Open = Callable[[Sequence[Path], Options], Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """suffixes: of the files that count, in a directory; (): the directories themselves are opened."""
+
+    suffixes: tuple[str, ...]
+    open: Open
+
+
+class Unreadable(Sequence):
+    """A file of which nothing can be read, as one bad record."""
+
+    labels: tuple[str, ...] = ()
+    blocks = Blocks(np.zeros(1, np.int64), parquet.MOST)
+
+    def __init__(self, error: RecordError) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, place: int) -> Record:
+        raise RecordError(self.error.where, self.error.reason)
+
+
+def _each(open_one: Callable[[Path, Options], Sequence[Record]]) -> Open:
+    """Opens files one by one; one that is not of its format is a bad record."""
+
+    def open_all(paths: Sequence[Path], options: Options) -> Sequence[Record]:
+        return Joined([_opened(partial(open_one, path, options), path) for path in paths])
+
+    return open_all
+
+
+def _opened(open_file: Callable[[], Sequence[Record]], path: Path) -> Sequence[Record]:
+    try:
+        return open_file()
+    except RecordError as error:
+        return Unreadable(error)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        return Unreadable(RecordError(str(path), f"cannot be read ({reason}); write it again"))
+
+
+def _open_parquet(paths: Sequence[Path], options: Options) -> Sequence[Record]:
+    groups = parquet.Groups()
+    parquet.import_parquet(paths[0])
+
+    def wanted(name: str) -> bool:
+        return name.startswith(FIELDS) or name in (options.label, *options.fields)
+
+    def open_one(path: Path, options: Options) -> Sequence[Record]:
+        return parquet.Parquet(path, options.root_of(path), wanted, options.label, groups)
+
+    return _each(open_one)(paths, options)
+
+
+FORMATS: dict[str, Format] = {
+    "json": Format(objects.SUFFIXES, _each(lambda path, options: objects.open_objects(path, options.root_of(path)))),
+    "coco": Format(coco.SUFFIXES, _each(lambda path, options: coco.Captions(path, options.root_of(path)))),
+    "vqa": Format(coco.SUFFIXES, lambda paths, options: Joined(coco.open_vqa(paths, options.root))),
+    "folder": Format((), lambda paths, options: Joined([Folder(path, options.labels) for path in paths])),
+    "webdataset": Format(
+        webdataset.SUFFIXES, _each(lambda path, options: webdataset.WebDataset(path, options.root_of(path)))
+    ),
+    "parquet": Format(parquet.SUFFIXES, _open_parquet),
+    "text": Format(text.SUFFIXES, _each(lambda path, options: text.TextLines(path, options.root_of(path)))),
+    "documents": Format(text.SUFFIXES, lambda paths, options: text.Documents(paths)),
+}
+
+
+def open_format(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record], tuple[str, ...]]:
+    """The records to train on, those that are held out, and the names of the classes.
+
+    Raises UserError where the files are not there, or hold no records.
+    """
+    names = _names(config.fields)
+    fields = tuple(path.partition(".")[0] for path in names.values())
+    root = Path(config.image_root).expanduser() if config.image_root else None
+    if root and not root.is_dir():
+        raise UserError(f"config.data.image_root: there is no directory {root}; check the path")
+    if not config.path:
+        raise UserError(f"config.data.path: {config.name!r} is a format; name its files")
+    options = Options(root, config.label, config.labels, fields)
+    train = _open(config.name, config.path, "config.data.path", options)
+    labels = config.labels or getattr(train, "labels", ())
+    if config.test_path:
+        options = Options(root, config.label, tuple(labels), fields)
+        test = _open(config.name, config.test_path, "config.data.test_path", options)
+    else:
+        places = np.arange(len(train))
+        held_out = places % HELD_OUT == HELD_OUT - 1
+        if not held_out.any():
+            raise UserError(
+                f"config.data.test_path: {config.path} has {len(train)} records, of which none is held out; name "
+                "held-out ones"
+            )
+        train, test = Chosen(train, places[~held_out]), Chosen(train, places[held_out])
+    if names:
+        train, test = Renamed(train, names), Renamed(test, names)
+    return train, test, tuple(labels)
+
+
+def _open(name: str, pattern: str, setting: str, options: Options) -> Sequence[Record]:
+    form = FORMATS[name]
+    paths = files_of(pattern, form.suffixes, setting) if form.suffixes else _directories(pattern, setting)
+    source = form.open(paths, options)
+    if not len(source):
+        raise UserError(f"{setting}: {pattern} holds no records; name other files")
+    return source
+
+
+def _directories(pattern: str, setting: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{setting}: there is no directory {path}; check the path")
+    return [path]
+
+
+def _names(fields: Sequence[str]) -> dict[str, str]:
+    names = {}
+    for text_ in fields:
+        name, equals, path = text_.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"config.data.fields: {text_!r} is not of the form 'caption=text'; correct it")
+        names[name] = path
+    return names

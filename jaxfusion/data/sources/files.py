@@ -1,0 +1,93 @@
+"""The files that a path, a directory or a pattern names, and reading at any place of them from any thread."""
+
+import glob
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from jaxfusion.errors import UserError
+
+# Of image files that `read_image` reads.
+PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
+
+# Files that a process keeps open at once; more are opened anew each time.
+KEPT_OPEN = 256
+
+BRACES = re.compile(r"\{([^{}]*)\}")
+NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def files_of(pattern: str, suffixes: Collection[str], setting: str) -> list[Path]:
+    """All files of a pattern, in the order of its braces and then of their names.
+
+    pattern:  a file, a directory (all its files with these suffixes, at any depth), or either with `*`, `?`, `[...]`,
+              `{a,b}` or `{000..031}` in it.
+    Raises UserError, by the setting's name, where a part of the pattern names nothing.
+    """
+    found: list[Path] = []
+    for name in _expanded(os.path.expanduser(pattern)):
+        is_pattern = glob.has_magic(name) and not os.path.exists(name)
+        paths = sorted(map(Path, glob.glob(name, recursive=True))) if is_pattern else [Path(name)]
+        files = [file for path in paths for file in (files_below(path, suffixes) if path.is_dir() else [path])]
+        if not files or (not is_pattern and not paths[0].exists()):
+            wanted = " or ".join(sorted(suffixes))
+            held = f"{name} holds no {wanted} file" if paths and paths[0].is_dir() else f"there is no {name}"
+            raise UserError(f"{setting}: {held}; check the path")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def files_below(directory: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files with one of the suffixes at any depth, by their path's order; what is hidden is left out."""
+    found = []
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return found
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """The pattern once for each choice of its braces, as a shell does it."""
+    match = BRACES.search(pattern)
+    if not match:
+        yield pattern
+        return
+    numbers = NUMBERS.fullmatch(match[1])
+    if numbers:
+        first, last, width = int(numbers[1]), int(numbers[2]), len(numbers[1])
+        choices = [f"{number:0{width}}" for number in range(first, last + 1)]
+    else:
+        choices = match[1].split(",")
+    for choice in choices:
+        yield from _expanded(pattern[: match.start()] + choice + pattern[match.end() :])
+
+
+class Reading:
+    """Reads pieces of files. Threads may share it, and processes, each of which opens the files for itself."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+
+    def __getstate__(self) -> dict:
+        return {"_open": {}}
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def read(self, path: Path, start: int, size: int) -> bytes:
+        """Raises OSError where the file cannot be read; what lies beyond its end is missing."""
+        descriptor = self._open.get(path)
+        if descriptor is not None:
+            return os.pread(descriptor, size, start)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, size, start)
+        finally:
+            if len(self._open) >= KEPT_OPEN or self._open.setdefault(path, descriptor) != descriptor:
+                os.close(descriptor)

@@ -1,0 +1,70 @@
+"""JSON objects, a line each (.jsonl) or in one array (.json): `json`, in any form that a task reads.
+
+Conversations as LLaVA and ShareGPT write them, or as OpenAI's messages; captions, questions, texts with a label.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxfusion.data.sources.files import Reading
+from jaxfusion.data.sources.index import indexed
+from jaxfusion.data.sources.joined import Record
+from jaxfusion.data.sources.json_array import index_of
+from jaxfusion.data.sources.lines import Lines
+from jaxfusion.data.sources.pictures import with_pictures
+from jaxfusion.errors import RecordError
+
+SUFFIXES = (".jsonl", ".json")
+
+
+class ObjectLines(Sequence):
+    """A file of lines, each an object. root: what paths of pictures start from."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self._lines, self.root = Lines(path), root
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, place: int) -> Record:
+        where = self._lines.where(place)
+        return with_pictures(parse_object(self._lines[place], where), self.root, where)
+
+
+class ObjectArray(Sequence):
+    """A file that is one array of objects."""
+
+    def __init__(self, path: Path, root: Path, index: dict) -> None:
+        self.path, self.root, self._reading = path, root, Reading()
+        self._starts, self._ends, self._numbers = index["starts"], index["ends"], index["numbers"]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, place: int) -> Record:
+        where = f"{self.path}:{self._numbers[place]} (record {place})"
+        start = int(self._starts[place])
+        content = self._reading.read(self.path, start, int(self._ends[place]) - start)
+        return with_pictures(parse_object(content, where), self.root, where)
+
+
+def open_objects(path: Path, root: Path) -> Sequence[Record]:
+    """Raises OSError where the file cannot be read."""
+    with path.open("rb") as file:
+        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    if path.suffix.lower() == ".json" and is_array:
+        return ObjectArray(path, root, indexed(path, "array", lambda: index_of(path.read_bytes())))
+    return ObjectLines(path, root)
+
+
+def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """Raises RecordError where the text is not an object in JSON."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(where, f"not JSON ({error}); correct it") from None
+    if not isinstance(value, dict):
+        raise RecordError(where, "a JSON object is wanted; write {...}")
+    return value
