@@ -5,6 +5,7 @@ Format: https://cocodataset.org/#format-data and https://visualqa.org/vqa_v1_dow
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,20 @@ SUFFIXES = (".json",)
 
 # Names of COCO's pictures by their number and split: of 2014 and 2015, and of 2017.
 PICTURE_NAMES = ("COCO_{split}_{number:012}.jpg", "{number:012}.jpg")
+
+
+# The lists in these files, and what tells their entries from what these hold.
+KEYS = {
+    "images": ("id", "file_name"),
+    "annotations": ("image_id",),
+    "questions": ("question_id", "image_id"),
+}
+
+
+# Behind a list: the end of the file, or one of its other fields.
+END = re.compile(
+    r"\]\s*(\}\s*\Z|,\s*\"(images|annotations|questions|info|licenses?|categories|task_type|data_(sub)?type|type)\")"
+)
 
 
 class Broken:
@@ -155,6 +170,8 @@ def read_lists(path: Path, names: Sequence[str]) -> dict[str, Any]:
         text = raw.decode(errors="surrogateescape")
         content = {name: _salvaged(text, name) for name in names or ("questions", "annotations")}
         content = {name: found for name, found in content.items() if found is not None}
+        if split := re.search(r'"data_subtype"\s*:\s*"(\w+)"', text):
+            content["data_subtype"] = split[1]
     for name in names:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UserError(f"config.data.path: {path} has no list {name!r}, as a file of COCO has; name another file")
@@ -162,13 +179,11 @@ def read_lists(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _salvaged(text: str, name: str) -> list[Any] | None:
-    import re
-
     opening = re.search(rf'"{name}"\s*:\s*\[', text)
     if not opening:
         return None
     found = []
-    for start, end in find_items(text, opening.end()):
+    for start, end in find_items(text, opening.end(), KEYS[name], END):
         try:
             found.append(json.loads(text[start:end]))
         except (ValueError, RecursionError) as error:

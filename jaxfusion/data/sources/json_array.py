@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,36 +12,28 @@ from jaxfusion.data.sources.index import Index
 
 SPACE = re.compile(r"[ \t\r\n]*")
 OPENING = re.compile(r"\{")
+END = re.compile(r"\][ \t\r\n]*\Z")
+# Of a file, that tell whether it is one of lines.
+FIRST_LINES = 5
 DECODE = json.JSONDecoder().raw_decode
 
 
-class Keys:
-    """Of the objects so far."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._number = 0
-
-    def add(self, value: dict[str, Any]) -> None:
-        self._counts.update(value.keys())
-        self._number += 1
-
-    @property
-    def usual(self) -> set[str]:
-        """Those that most objects have."""
-        return {key for key, count in self._counts.items() if 2 * count > self._number}
-
-
-def find_items(text: str, start: int) -> list[tuple[int, int]]:
+def find_items(
+    text: str, start: int, keys: Collection[str] | None = None, behind: re.Pattern = END
+) -> list[tuple[int, int]]:
     """The spans of an array's items, from just behind its opening bracket.
 
-    What is not JSON is an item too, up to the next object that looks like those before it (it has the keys that most
-    have) and is followed by a comma or the closing bracket: so damage costs the items that it is in.
+    What is not JSON is an item too, up to the next object that has the keys and is followed by a comma or the closing
+    bracket: so damage costs the items that it is in.
+
+    keys:   that items have, and objects within items have not; None: those of most of the text.
+    behind: what the closing bracket of this array, and of none within, is the beginning of.
     """
-    spans, keys, at = [], Keys(), _over(text, start)
-    while at < len(text) and text[at] != "]":
-        end = _end(text, at, keys)
+    spans, at = [], _over(text, start)
+    while at < len(text) and not behind.match(text, at):
+        _, end = _decoded(text, at)
         if end is None:
+            keys = _usual_keys(text, start) if keys is None else keys
             end = _next(text, at + 1, keys)
         spans.append((at, end))
         at = _over(text, end)
@@ -53,41 +46,57 @@ def _over(text: str, at: int) -> int:
     return SPACE.match(text, at).end()
 
 
-def _end(text: str, at: int, keys: Keys) -> int | None:
-    """Where the item ends that begins here; None where none does, or something else follows than may."""
-    value, end = _decoded(text, at)
-    if end is None or text[_over(text, end)] not in ",]":
-        return None
-    if isinstance(value, dict):
-        keys.add(value)
-    return end
-
-
 def _decoded(text: str, at: int) -> tuple[Any, int | None]:
-    """A value and its end, where something follows it."""
+    """The item that begins here and its end; None where none does, or something else follows than may."""
     try:
         value, end = DECODE(text, at)
     except (ValueError, RecursionError):
         return None, None
-    return (value, end) if _over(text, end) < len(text) else (None, None)
+    behind = _over(text, end)
+    return (value, end) if text[behind : behind + 1] in (",", "]") else (None, None)
 
 
-def _next(text: str, at: int, keys: Keys) -> int:
-    """Where the next item begins: an object like those before, and not one that such an item holds."""
+def _next(text: str, at: int, keys: Collection[str]) -> int:
     for opening in OPENING.finditer(text, at):
         value, end = _decoded(text, opening.start())
-        if end is not None and text[_over(text, end)] in ",]" and keys.usual <= value.keys():
+        if end is not None and value.keys() >= set(keys):
             return opening.start()
     return len(text)
 
 
+def _usual_keys(text: str, at: int) -> set[str]:
+    """Of the objects that make up most of the text, which are not those within others."""
+    weights, total = Counter(), 0
+    while (at := text.find("{", at)) >= 0:
+        value, end = _decoded(text, at)
+        if end is None:
+            at += 1
+            continue
+        weights.update(dict.fromkeys(value, end - at))
+        total += end - at
+        at = end
+    return {key for key, weight in weights.items() if 2 * weight > total}
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def index_of(content: bytes) -> Index | None:
-    """Spans in bytes of the items of a file that is an array, and the lines on which they begin; None for another."""
+    """Spans in bytes of the items of a file that is an array, and the lines on which they begin; None for a file of
+    lines that are an object each."""
     text = content.decode(errors="surrogateescape")  # each byte that is no UTF-8 is a character, so that all count
     at = _over(text, 1 if text.startswith("\ufeff") else 0)
-    if text[at : at + 1] != "[":
+    if text[at : at + 1] == "[":
+        at += 1
+    elif any(_is_object(line) for line in text[at:].split("\n", FIRST_LINES)[:FIRST_LINES]):
         return None
-    spans = np.array(find_items(text, at + 1), np.int64).reshape(-1, 2)
+    else:  # an array whose first bytes are damaged
+        at = max(text.find("{"), 0)
+    spans = np.array(find_items(text, at), np.int64).reshape(-1, 2)
     if not text.isascii():
         spans = _in_bytes(text, spans)
     newlines = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))

@@ -52,10 +52,10 @@ class ObjectArray(Sequence):
 
 def open_objects(path: Path, root: Path) -> Sequence[Record]:
     """Raises OSError where the file cannot be read."""
-    with path.open("rb") as file:
-        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    if path.suffix.lower() == ".json" and is_array:
-        return ObjectArray(path, root, indexed(path, "array", lambda: index_of(path.read_bytes())))
+    if path.suffix.lower() == ".json":
+        index = indexed(path, "array", lambda: index_of(path.read_bytes()) or {})
+        if index:
+            return ObjectArray(path, root, index)
     return ObjectLines(path, root)
 
 

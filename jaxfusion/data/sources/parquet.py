@@ -105,7 +105,11 @@ class ParquetRows(Sequence):
 
     def read_group(self, group: int) -> Any:
         with self._file() as file:
-            return file.read_row_group(group, columns=self.columns, use_threads=False)
+            table = file.read_row_group(group, columns=self.columns, use_threads=False)
+        wanted = int(self._ends[group] - self.blocks.starts[group])
+        if table.num_rows != wanted:
+            raise ValueError(f"{table.num_rows} of {wanted} rows")
+        return table
 
 
 def import_parquet(path: Path, setting: str = "") -> Any:

@@ -16,7 +16,7 @@ SKIPPED = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
 
 
 class Member(NamedTuple):
-    """A file in the tar. start: of its content."""
+    """A file in the tar. start: of its content. size: -1 where something that is no header stands at `start`."""
 
     name: str
     start: int
@@ -26,8 +26,8 @@ class Member(NamedTuple):
 def members_of(path: Path, *, whole: bool = False) -> Iterator[Member]:
     """The files in a tar, in order, over its headers alone.
 
-    Headers of POSIX (pax), GNU and old tars are known. Behind a broken one the next that is whole is looked for, so
-    that damage costs the members that it is in.
+    Headers of POSIX (pax), GNU and old tars are known. A broken one is given as such, and the next that is whole
+    is looked for, so that damage costs the members that it is in.
 
     whole: raise tarfile.TarError at what is broken. Raises it in any case where the file does not begin as a tar does.
     """
@@ -40,9 +40,10 @@ def members_of(path: Path, *, whole: bool = False) -> Iterator[Member]:
             if header is None:
                 if _is_end(file, at):
                     return
-                if whole or at == 0:
-                    raise tarfile.ReadError(f"no header at byte {at:,}")
-                at, given = _next_header(file, at + BLOCK, end), {}
+                broken, at, given = at, _next_header(file, at + BLOCK, end), {}
+                if whole or (broken == 0 and at == end):
+                    raise tarfile.ReadError(f"no header at byte {broken:,}")
+                yield Member("", broken, -1)
                 continue
             size = int(given.get("size", header.size)) if header.isreg() else header.size
             content, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK

@@ -23,7 +23,7 @@ Part = tuple[str, bytes]
 
 
 class TarRecords(Sequence):
-    """A shard's records: the endings and contents of their files."""
+    """A shard's records: the endings and contents of their files. damaged: the bytes at which there is no header."""
 
     def __init__(self, path: Path, reading: Reading | None = None, *, whole: bool = False) -> None:
         """whole: refuse a tar that is damaged anywhere. Raises OSError, and tarfile.TarError where it is none."""
@@ -32,6 +32,7 @@ class TarRecords(Sequence):
         index = indexed(path, kind, lambda: _look_through(path, whole))
         self._names, self._name_ends = index["names"].tobytes(), index["name_ends"]
         self._firsts, self._starts, self._sizes = index["firsts"], index["starts"], index["sizes"]
+        self.damaged = index["damaged"]
         self._endings, self._ending_of = index["endings"].tobytes().decode().split("\n"), index["ending_of"]
 
     def __len__(self) -> int:
@@ -58,7 +59,10 @@ class TarRecords(Sequence):
 
 def _look_through(path: Path, whole: bool) -> Index:
     records: dict[str, list[tuple[str, int, int]]] = {}
+    damaged = []
     for member in members_of(path, whole=whole):
+        if member.size < 0:
+            damaged.append(member.start)
         folder, slash, name = member.name.rpartition("/")
         stem, dot, ending = name.partition(".")
         if stem and dot:
@@ -67,6 +71,7 @@ def _look_through(path: Path, whole: bool) -> Index:
     endings = {ending: number for number, ending in enumerate(dict.fromkeys(part[0] for part in parts))}
     names = [name.encode(errors="surrogateescape") for name in records]
     return {
+        "damaged": np.array(damaged, np.int64),
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
         "firsts": np.cumsum([0, *(len(own) for own in records.values())], dtype=np.int64),
@@ -78,13 +83,18 @@ def _look_through(path: Path, whole: bool) -> Index:
 
 
 class WebDataset(Sequence):
+    """A shard's records, and, behind them, the places where it is damaged."""
+
     def __init__(self, path: Path, root: Path) -> None:
         self._records, self.root = TarRecords(path), root
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records) + len(self._records.damaged)
 
     def __getitem__(self, place: int) -> Record:
+        if place >= len(self._records):
+            at = self._records.damaged[place - len(self._records)]
+            raise RecordError(f"{self._records.path}: byte {at}", "a file's header is broken; write the tar again")
         where = self._records.where(place)
         return with_pictures(fields_of(self._records[place], where), self.root, where)
 
