@@ -8,21 +8,26 @@ import importlib.util
 import io
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.command_line import Parser, environment, new_file, positive, report
+from benchmarks.source_files import WRITERS, write
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import ModelConfig, PixelShuffleProjectorConfig, ViTConfig
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data.loader import Reader, train_iterator
+from jaxfusion.data.loader import Reader, open_dataset, train_iterator
 from jaxfusion.errors import UserError
+from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 
 EPILOG = """\
@@ -32,12 +37,17 @@ decodes and resizes, the same tokenizer and the same packing, in a Dataset's __g
 is measured with pictures decoded at a fraction of their size, which is the default (config.data.scaled_decode), and
 whole. They take turns, and start anew each time; the first batches of a turn, for which workers start, are not timed.
 
+With --source both read files, in the format that is named: torch's side by a Dataset over a list of paths and texts, or
+by the format's own reader, webdataset's or datasets', within the DataLoader.
+
 examples:
   python -m benchmarks.input_pipeline --json input.json
+  python -m benchmarks.input_pipeline --source all
   python -m benchmarks.input_pipeline --workers 8 --image-size 336 --picture 1024x768
 """
 
 CAPTION_WORDS = 40
+PEERS = ("torch", "webdataset", "datasets")
 WORDS = ("a", "the", "red", "small", "house", "tree", "on", "under", "near", "two", "birds", "street", "in", "rain")
 
 
@@ -48,39 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         if min(args.picture) < args.image_size:
             raise UserError(f"--image-size: {args.image_size} is larger than the pictures; give a larger --picture")
-        result = compare(args.pictures, args.picture, args.image_size, args.workers, args.rounds, args.batches)
+        names = list(WRITERS) if "all" in args.source else list(dict.fromkeys(args.source))
+        result = compare(args.pictures, args.picture, args.image_size, args.workers, args.rounds, args.batches, names)
     except UserError as error:
         print(f"benchmarks.input_pipeline: {error}", file=sys.stderr)
         return 2
     found = environment()
-    found["versions"] |= {name: metadata.version(name) for name in ("grain", "pillow")}
-    if "torch" in result["images_per_second"]:
-        found["versions"]["torch"] = metadata.version("torch")
+    used = ["grain", "pillow"] + [name for name in PEERS if importlib.util.find_spec(name)]
+    found["versions"] |= {name: metadata.version(name) for name in used}
     report("benchmarks.input_pipeline", argv, {"environment": found, **result}, args.json)
     return 0
 
 
 def compare(
-    num_pictures: int, picture: tuple[int, int], image_size: int, workers: int, rounds: int, batches: int
+    num_pictures: int,
+    picture: tuple[int, int],
+    image_size: int,
+    workers: int,
+    rounds: int,
+    batches: int,
+    sources: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """picture: width and height of the JPEGs. batches: timed in each of the rounds, of BATCH_SIZE pictures each."""
+    """picture: width and height of the JPEGs. batches: timed in each of the rounds, of BATCH_SIZE pictures each.
+    sources: formats of files to read them from; (): from memory."""
     records = make_records(num_pictures, picture)
     tokenizer = TrainedTokenizer.train([record["caption_en"] for record in records], 512)
-    scaled = _reader(image_size, workers)
-    whole = replace(scaled, data=replace(scaled.data, scaled_decode=False))
-    sides: dict[str, Callable[[], Iterator[Any]]] = {
-        "ours": lambda: train_iterator(records, scaled, tokenizer, BATCH_SIZE, 0),
-        "ours_whole_decode": lambda: train_iterator(records, whole, tokenizer, BATCH_SIZE, 0),
-    }
-    if importlib.util.find_spec("torch"):
-        from benchmarks.torch_input import batches_of
-
-        sides["torch"] = lambda: batches_of(records, whole, tokenizer, BATCH_SIZE, workers)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, start in sides.items():
-            rates[name].append(_rate(start(), workers, batches))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
     result = {
         "pictures": {"number": num_pictures, "width": picture[0], "height": picture[1]},
         "bytes_a_picture": int(np.mean([len(record["image"]) for record in records])),
@@ -88,14 +90,67 @@ def compare(
         "workers": workers,
         "batch_size": BATCH_SIZE,
         "rounds": rounds,
-        "images_per_second": medians,
     }
+    if not sources:
+        reader = _reader(image_size, workers)
+        return result | _rates_of(records, reader, tokenizer, rounds, batches, _from_memory)
+    with tempfile.TemporaryDirectory() as folder:
+        result["sources"] = {}
+        for name in sources:
+            settings = write(name, records * COPIES, Path(folder, name))
+            reader = _reader(image_size, workers, settings | {"test_path": settings["path"]})
+            dataset = open_dataset(reader.data)
+            reader = replace(reader, labels=dataset.labels)
+            peer = partial(_from_files, settings, Path(folder, "scratch"))
+            result["sources"][name] = _rates_of(dataset.train, reader, tokenizer, rounds, batches, peer)
+    return result
+
+
+# (reader, tokenizer, records) -> batches
+Peer = Callable[[Reader, Tokenizer, Sequence[Any]], Iterator[Any]]
+
+
+def _from_memory(reader: Reader, tokenizer: Tokenizer, records: Sequence[Any]) -> Iterator[Any]:
+    from benchmarks.torch_input import batches_of
+
+    return batches_of(records, reader, tokenizer, BATCH_SIZE, reader.data.num_workers)
+
+
+def _from_files(
+    settings: dict[str, Any], scratch: Path, reader: Reader, tokenizer: Tokenizer, _: Sequence[Any]
+) -> Iterator[Any]:
+    from benchmarks.torch_sources import batches_of, missing_of
+
+    if missing := missing_of(settings["name"]):
+        raise UserError(f"--source: {settings['name']} is compared with {missing}; pip install {missing}")
+    return batches_of(settings, reader, tokenizer, BATCH_SIZE, reader.data.num_workers, scratch)
+
+
+def _rates_of(
+    records: Sequence[Any], reader: Reader, tokenizer: Tokenizer, rounds: int, batches: int, peer: Peer
+) -> dict[str, Any]:
+    """Medians of all sides' rates, taken in turn, and ours by torch's where it is installed."""
+    whole = replace(reader, data=replace(reader.data, scaled_decode=False))
+    sides: dict[str, Callable[[], Iterator[Any]]] = {
+        "ours": lambda: train_iterator(records, reader, tokenizer, BATCH_SIZE, 0),
+    }
+    if reader.data.task != "text":
+        sides["ours_whole_decode"] = lambda: train_iterator(records, whole, tokenizer, BATCH_SIZE, 0)
+    if importlib.util.find_spec("torch"):
+        sides["torch"] = lambda: peer(whole, tokenizer, records)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, start in sides.items():
+            rates[name].append(_rate(start(), reader.data.num_workers, batches))
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    result = {"images_per_second": medians}
     if "torch" in medians:
         result |= {f"{name}_to_torch": medians[name] / medians["torch"] for name in medians if name != "torch"}
     return result
 
 
 BATCH_SIZE = 32
+COPIES = 8  # of each picture in files, which then are as many as the order of a real data set is made for
 
 
 def _rate(iterator: Iterator[Batch], workers: int, batches: int) -> float:
@@ -130,13 +185,15 @@ def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def _reader(image_size: int, workers: int) -> Reader:
+def _reader(image_size: int, workers: int, settings: dict[str, Any] | None = None) -> Reader:
+    """settings: of `config.data`, for files."""
     vision = ViTConfig(image_size=image_size, patch_size=image_size // 14, class_token=False)
     model = ModelConfig(vision=vision, projector=PixelShuffleProjectorConfig(factor=2))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    data = DataConfig(
-        task="caption", row_length=320, images_per_row=1, num_workers=workers, num_threads=1 if workers else cores
-    )
+    settings = {"task": "caption"} | (settings or {})
+    images = 0 if settings["task"] == "text" else 1
+    threads = 1 if workers else cores
+    data = DataConfig(row_length=320, images_per_row=images, num_workers=workers, num_threads=threads, **settings)
     return Reader(data, model, ())
 
 
@@ -147,6 +204,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        choices=["all", *WRITERS],
+        help="read files of this format (more than once: of each) and not from memory; all: each format's",
     )
     parser.add_argument("--pictures", type=positive, default=128, metavar="N", help="different ones (default: 128)")
     parser.add_argument("--picture", type=_size, default=(640, 480), metavar="WxH", help="size (default: 640x480)")

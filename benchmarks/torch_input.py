@@ -14,6 +14,7 @@ from jaxfusion.data.loader import Reader
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.tokenise import Layout, tokenise
+from jaxfusion.data.visits import visit
 from jaxfusion.text.tokenizer import Tokenizer
 
 
@@ -22,17 +23,25 @@ class Pictures(Dataset):
 
     def __init__(self, records: Sequence[Any], reader: Reader, tokenizer: Tokenizer):
         self.records, self.reader, self.tokenizer = records, reader, tokenizer
-        self.layout = Layout.of(reader.model)
+        self.layout, self.rng = Layout.of(reader.model), np.random.default_rng(0)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Any:
-        record, size = self.records[index], self.reader.model.vision.image_size
-        picture = Image.open(io.BytesIO(record["image"])).convert("RGB")
-        image = np.array(picture.resize((size, size), Image.Resampling.BICUBIC))
-        (sample,) = samples_of(record, self.reader.data, [image], [])
-        return tokenise(sample, self.tokenizer, self.layout)
+        return self.segment(self.records[index])
+
+    def segment(self, record: dict[str, Any]) -> Any:
+        record = {"origin": ""} | record  # ours has to know where records are from, and this only what is in them
+        images = [self.see(record["image"])] if "image" in record else []
+        (sample,) = samples_of(record | {"images": images}, self.reader.data, images, self.reader.labels)
+        return tokenise(visit([sample], self.rng), self.tokenizer, self.layout)
+
+    def see(self, entry: Any) -> np.ndarray:
+        """entry: of a file its path or bytes, or a picture that has been opened."""
+        size = self.reader.model.vision.image_size
+        picture = entry if isinstance(entry, Image.Image) else Image.open(_file(entry))
+        return np.array(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
     def collate(self, segments: list[Any]) -> Batch:
         rows = [[segment] for segment in segments]
@@ -47,11 +56,15 @@ def batches_of(
     order = RandomSampler(data, replacement=True, num_samples=1 << 30)
     spawn = "spawn" if workers else None  # as ours; a process with threads in it had best not be forked
     yield from DataLoader(
-        data, batch_size, sampler=order, num_workers=workers, collate_fn=_Tensors(data), multiprocessing_context=spawn
+        data, batch_size, sampler=order, num_workers=workers, collate_fn=Tensors(data), multiprocessing_context=spawn
     )
 
 
-class _Tensors:
+def _file(entry: bytes | str) -> Any:
+    return io.BytesIO(entry) if isinstance(entry, bytes) else entry
+
+
+class Tensors:
     """Tensors pass between processes without a copy."""
 
     def __init__(self, data: Pictures):

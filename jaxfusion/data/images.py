@@ -17,7 +17,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(source: str | os.PathLike | bytes, at_least: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(
+    source: str | os.PathLike | bytes, at_least: int | None = None, size: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """Read a picture from a path, or from the bytes of an image file (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM).
 
     16-bit grey is scaled to 8 bits, what is transparent is laid over white, and the EXIF rotation is carried out; of an
@@ -26,6 +28,7 @@ def read_image(source: str | os.PathLike | bytes, at_least: int | None = None) -
     at_least: pixels a side that are enough. A JPEG is then decoded at a half, a quarter or an eighth of its size, as
         far as neither side falls below that: its blocks of cosines give a smaller picture for less work than the whole.
         What `resize_image` makes of it differs by a few grey levels from what it makes of the whole picture.
+    size: the side to resize to, as `resize_image` does it, with one copy of the pixels less.
     Raises `UserError`, naming the file, where it is missing, not an image, damaged,
     of a kind with no fixed range (32-bit), or so large (by its header, before decoding) that it could fill the memory.
     """
@@ -35,7 +38,8 @@ def read_image(source: str | os.PathLike | bytes, at_least: int | None = None) -
             if at_least is not None:
                 image.draft(None, (at_least, at_least))  # does nothing for files of other kinds
             ImageOps.exif_transpose(image, in_place=True)
-            return np.array(to_rgb(image, name))
+            rgb = to_rgb(image, name)
+            return np.array(rgb if size is None else _resized(rgb, (size, size)))
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -61,7 +65,7 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
@@ -80,7 +84,11 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int])
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(_resized(Image.fromarray(image), (width, height)))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:

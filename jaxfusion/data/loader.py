@@ -12,7 +12,7 @@ from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.config.run import DataConfig
 from jaxfusion.data.bad_records import BadRecords
 from jaxfusion.data.best_fit import Room, images_per_row
-from jaxfusion.data.images import read_image, resize_image
+from jaxfusion.data.images import read_image
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.order import visits_of
 from jaxfusion.data.packing import ImageSlots, pack
@@ -102,7 +102,7 @@ class Reader:
         try:
             if self.pixels:
                 return self.pixels(read_image(entry))
-            return resize_image(read_image(entry, size if self.data.scaled_decode else None), size)
+            return read_image(entry, size if self.data.scaled_decode else None, size)
         except UserError as error:
             raise RecordError(name_of(record, self.data), str(error)) from error
 

@@ -11,17 +11,20 @@ from jaxtyping import Int
 
 from jaxfusion.data.sources.joined import Blocks
 
+# Records whose order is kept as a list; of more Grain computes each place, which takes longer, the longer the fewer.
+LISTED = 2**24
+
 
 def visits_of(source: Sequence[Any], seed: int) -> grain.MapDataset:
     """The places of a source's records, all of them each epoch.
 
-    A source that reads blocks as a whole is visited by as many blocks at a time as it can hold: the blocks in random
-    order, and the records of these among each other.
+    Files that are read by blocks are visited by as many blocks at a time as can be held: the blocks in random order,
+    and the records of these among each other.
     """
-    blocks = getattr(source, "blocks", None)
-    if blocks is None or len(blocks.starts) <= blocks.window:
-        return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    return Windows(len(source), blocks, seed).seed(seed)
+    number = len(source)
+    if not hasattr(source, "blocks") or (source.blocks is None and number > LISTED):
+        return grain.MapDataset.range(number).seed(seed).shuffle().repeat()
+    return Windows(number, source.blocks or Blocks(np.zeros(1, np.int64), 1), seed).seed(seed)
 
 
 class Windows(grain.MapDataset):
