@@ -23,6 +23,7 @@ from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import Dataset, Reader, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
+from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
@@ -112,6 +113,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
         Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
     config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
     _check_split(config)
+    _check_others(config, dataset)
     model = open_model(config, workdir, tokenizer)
     _check_task(config)
     context = config.model.text_embedding.max_positions
@@ -120,7 +122,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
             f"config.data.row_length: {config.data.row_length} is more than the model's context of {context}; lower it "
             "or raise config.model.text_embedding.max_positions"
         )
-    reader = Reader(config.data, config.model, dataset.labels, model.pixels, bad)
+    reader = Reader(config.data, config.model, dataset.labels, model.pixels, bad, dataset.parts)
     if has_checkpoint(workdir):
         images = read_workdir_config(workdir).data.images_per_row
     else:
@@ -227,6 +229,21 @@ def _check_split(config: Config) -> None:
             "config.data.test_split: a lookup table knows the images of the train split alone; "
             f"set it to {config.data.train_split!r}"
         )
+
+
+def _check_others(config: Config, dataset: Dataset) -> None:
+    """Raises UserError where the model cannot learn the data beside the others, or they were prepared without it."""
+    if config.data.others and config.data.prepared:
+        raise UserError("config.data.prepared: records are prepared of one data set; take config.data.others away")
+    for number, (part, labels) in enumerate(dataset.parts[1:]):
+        name = f"config.data.others[{number}]"
+        predict = Layout.of(config.model).predict
+        if predict != "next" and part.task != config.data.task:
+            kind = config.model.decoder.kind
+            raise UserError(f"{name}.task: a {kind} learns one task and not {part.task!r} as well; use a transformer")
+        if predict == "class" and labels != dataset.labels:
+            theirs, ours = ", ".join(labels), ", ".join(dataset.labels)
+            raise UserError(f"{name}.labels: {theirs} here, and {ours} in the others; set the same labels in both")
 
 
 def train_run(config: Config, workdir: Path, *, profile: bool = False) -> dict[str, float]:
@@ -339,8 +356,12 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
 
 def _texts(config: Config, dataset: Dataset, bad: BadRecords) -> Iterator[str]:
     unseen = tuple(name for name in config.data.modalities if name != "image")
-    reader = Reader(replace(config.data, modalities=unseen), config.model, dataset.labels, bad=bad)
-    for place in range(min(TOKENIZER_RECORDS, len(dataset.train))):
+    reader = Reader(replace(config.data, modalities=unseen), config.model, dataset.labels, bad=bad, parts=dataset.parts)
+    number = len(dataset.train)
+    places = range(min(TOKENIZER_RECORDS, number))
+    if isinstance(dataset.train, Mixture):  # from all over it
+        places = np.linspace(0, number - 1, len(places)).astype(int).tolist()
+    for place in places:
         for sample in reader.read(dataset.train, place):
             yield from (message.text for message in sample.messages[:-1])
             yield from sample.references

@@ -52,6 +52,8 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
     """
     if config.data.prepared:
         raise UserError("config.data.prepared: --mode prepare reads the data set itself; leave it empty")
+    if config.data.others:
+        raise UserError("config.data.others: one data set is prepared at a time; leave the others out")
     if output.is_dir() and not (output / ABOUT).exists() and any(path.name != LOCK for path in output.iterdir()):
         raise UserError(f"--output: {output} holds something else than prepared data; name a new directory")
     with claimed(output, lambda path: (path / ABOUT).exists(), "--output"), tempfile.TemporaryDirectory() as scratch:

@@ -24,6 +24,8 @@ from jaxfusion.training.trainable import trained_paths
 # Of `config.data`, what decides on samples; where rows are made of them it is free.
 DATA = ("name", "train_split", "task", "label", "languages", "modalities", "segment_words", "remove_stop_words")
 
+FILES = ("path", "fields", "labels")
+
 # What all networks that read pixels count as, where pixels are prepared.
 NETWORK = "any network"
 
@@ -38,6 +40,8 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
     """
     layout, vision = Layout.of(config.model), config.model.vision
     found = {f"config.data.{name}": _plain(getattr(config.data, name)) for name in DATA}
+    # Those of files alone, so that what was prepared before there were any stays good.
+    found |= {f"config.data.{name}": _plain(value) for name in FILES if (value := getattr(config.data, name))}
     found["the number of records"] = num_records
     found["what the decoder predicts"] = layout.predict
     if isinstance(model.tokenizer, TrainedTokenizer):

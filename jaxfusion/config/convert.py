@@ -27,6 +27,7 @@ T = TypeVar("T")
 # How to write the first of several settings in a row.
 EXAMPLES = {
     "rules": "({'globs': ('vision/*',), 'learning_rate': 1e-5},)",
+    "others": "({'name': 'json', 'path': 'more.jsonl', 'task': 'dialogue'},)",
     "lora": "({'layers': 'decoder/layers/*', 'rank': 8},)",
 }
 

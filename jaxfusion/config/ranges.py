@@ -21,6 +21,9 @@ LEAST = {
     "data.row_length": 1,
     "data.images_per_row": 0,
     "data.max_bad_records": 0,
+    "data.weight": 0.0,
+    "data.epochs": 0.0,
+    "data.temperature": 1.0,
     "data.num_threads": 0,
     "data.num_workers": 0,
     "evaluate.every": 0,
@@ -57,6 +60,9 @@ def check_ranges(config: Any) -> None:
         for name, value in vars(rule).items():
             if value is not None and (least := LEAST.get(f"train.{name}")) is not None:
                 _check(f"train.rules[{index}].{name}", value, least)
+    for index, other in enumerate(config.data.others):
+        for name in ("weight", "epochs"):
+            _check(f"data.others[{index}].{name}", getattr(other, name), LEAST[f"data.{name}"])
     for name in ("b1", "b2"):
         value = getattr(config.train, name)
         if value is not None and not 0 <= value < 1:

@@ -10,6 +10,26 @@ CacheDtype = Literal["compute", "bfloat16", "int8"]
 Weights = Literal["given", "int8"]
 
 
+Task = Literal["caption", "question_answer", "fill", "classify", "dialogue", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherDataConfig:
+    """Of data that are trained on beside others; what each setting means is said in DataConfig, whose others hold."""
+
+    name: str = "json"
+    path: str = ""
+    image_root: str = ""
+    data_dir: str = ""
+    train_split: str = "train"
+    task: Task = "caption"
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    epochs: float = 1.0
+    weight: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     # A built-in data set, one that TFDS has prepared, or a format of path's files: json, coco, vqa, folder, webdataset,
@@ -22,9 +42,15 @@ class DataConfig:
     labels: tuple[str, ...] = ()  # names of the classes, where records hold their numbers and the data no names
     bad_records: Literal["refuse", "skip"] = "refuse"  # or leave them out, one at random in their place, and count them
     max_bad_records: int = 100  # that may be left out
+    # Further data to train on; evaluation is on this one's alone. Of each, visits are as many as its share of the
+    # weights, or where none has any, of all records, each counted `epochs` times.
+    others: tuple[OtherDataConfig, ...] = ()
+    weight: float = 0.0
+    epochs: float = 1.0
+    temperature: float = 1.0  # shares are taken to the power 1 / temperature: beyond 1 the small ones gain
     prepared: str = ""  # a directory that --mode prepare wrote of these data, to train on; "": the data set itself
     data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
-    task: Literal["caption", "question_answer", "fill", "classify", "dialogue", "text"] = "caption"
+    task: Task = "caption"
     label: str = "label"  # the field that holds the class, for the task "classify"
     languages: tuple[Literal["en", "zh"], ...] = ("en",)
     modalities: tuple[Literal["image", "text"], ...] = ("image", "text")  # leave one out to see what it was worth

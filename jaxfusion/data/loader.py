@@ -1,7 +1,7 @@
 """From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grain
@@ -18,7 +18,8 @@ from jaxfusion.data.order import visits_of
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.prepared import Columns, Prepared, columns_of
 from jaxfusion.data.rows import BestFitRows
-from jaxfusion.data.sources import FORMATS, open_format, tfds
+from jaxfusion.data.sources import FORMATS, open_files, open_format, tfds
+from jaxfusion.data.sources.mixture import PART, Mixture, shares_of
 from jaxfusion.data.tasks import name_of, samples_of
 from jaxfusion.data.tokenise import Layout, Segment, pieces, tokenise
 from jaxfusion.data.visits import groups_of, visit
@@ -35,21 +36,37 @@ LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set's splits and the names of its classes (empty where the task has none)."""
+    """A data set's splits and the names of its classes (empty where the task has none).
+
+    parts: of what train is a mixture of, where it is one: settings and names of classes.
+    """
 
     train: Sequence[Any]
     test: Sequence[Any]
     labels: tuple[str, ...]
+    parts: tuple[tuple[DataConfig, tuple[str, ...]], ...] = ()
 
 
 def open_dataset(config: DataConfig) -> Dataset:
     """Opens the files of a format, a data set that TFDS has prepared, or a built-in one, which is prepared where it is
-    missing. Raises UserError where it cannot be had."""
-    if config.name in FORMATS:
-        train, test, labels = open_format(config)
-    else:
-        train, test, labels = tfds.open_splits(config)
-    return Dataset(train, test, config.labels or labels)
+    missing; with others beside it, if so set. Raises UserError where it cannot be had."""
+    train, test, labels = (open_format if config.name in FORMATS else tfds.open_splits)(config)
+    main = Dataset(train, test, config.labels or labels)
+    if not config.others:
+        return main
+    sources, parts = [train], [(config, main.labels)]
+    for number, other in enumerate(config.others):
+        settings = {name: value for name, value in vars(other).items() if name not in ("weight", "epochs")}
+        settings["data_dir"] = other.data_dir or config.data_dir
+        part = replace(config, **settings, test_split=other.train_split, others=())
+        if part.name in FORMATS:
+            source, labels = open_files(part, part.path, f"config.data.others[{number}].path", part.labels)
+        else:
+            source, _, labels = tfds.open_splits(part)
+        sources.append(source)
+        parts.append((part, part.labels or labels))
+    shares = shares_of((config, *config.others), [len(source) for source in sources], config.temperature)
+    return replace(main, train=Mixture(sources, shares), parts=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class Reader:
 
     pixels: what a checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
     bad:    what becomes of records that nothing can be learned from.
+    parts:  settings and names of classes for records of a mixture, see `Dataset`.
     """
 
     data: DataConfig
@@ -65,6 +83,7 @@ class Reader:
     labels: tuple[str, ...]
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
     bad: BadRecords = field(default_factory=BadRecords)
+    parts: tuple[tuple[DataConfig, tuple[str, ...]], ...] = ()
 
     def read(self, source: Sequence[Any], place: int, *, decode: bool = True) -> list[Sample]:
         """The samples of a source's record; none of one that is left out. Raises UserError where it may not be."""
@@ -78,7 +97,11 @@ class Reader:
         """decode: False puts something without pixels in the pictures' place, where only sizes matter.
 
         Raises RecordError for a record, or a picture of it, that is broken."""
-        return samples_of(record, self.data, self._images(record, decode), list(self.labels))
+        data, labels = self.data, self.labels
+        if PART in record:
+            data, labels = self.parts[record[PART]]
+            record = {name: value for name, value in record.items() if name != PART}
+        return samples_of(record, data, self._images(record, decode), list(labels))
 
     def _images(self, record: Any, decode: bool) -> list[np.ndarray] | None:
         if self.model.vision is None or "image" not in self.data.modalities:
@@ -191,10 +214,14 @@ def _good_samples(
     source: Sequence[Any], place: int, reader: Reader, rng: np.random.Generator, *, decode: bool = True
 ) -> list[Sample]:
     """Those of a record, or, where it is left out, of another one at random. Raises UserError where all are bad."""
-    for _ in range(100 + len(source)):
+    first, number = 0, len(source)
+    if isinstance(source, Mixture):  # shares stay as they are
+        part = source.part_of(place)
+        first, number = source.start(part), len(source.parts[part])
+    for _ in range(100 + number):
         if samples := reader.read(source, place, decode=decode):
             return samples
-        place = int(rng.integers(len(source)))
+        place = first + int(rng.integers(number))
     raise UserError(f"config.data.path: {reader.data.path or reader.data.name} has nothing but bad records; mend them")
 
 

@@ -10,18 +10,24 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxfusion.data.sources.joined import Blocks
+from jaxfusion.data.sources.mixture import Mixture
 
 # Records whose order is kept as a list; of more Grain computes each place, which takes longer, the longer the fewer.
 LISTED = 2**24
 
 
 def visits_of(source: Sequence[Any], seed: int) -> grain.MapDataset:
-    """The places of a source's records, all of them each epoch.
+    """The places of a source's records, all of them each epoch; of a mixture's parts each by its share.
 
     Files that are read by blocks are visited by as many blocks at a time as can be held: the blocks in random order,
     and the records of these among each other.
     """
     number = len(source)
+    if isinstance(source, Mixture):
+        orders = [
+            visits_of(part, seed + number).map(source.start(number).__add__) for number, part in enumerate(source.parts)
+        ]
+        return grain.MapDataset.mix(orders, source.shares.tolist()).seed(seed)
     if not hasattr(source, "blocks") or (source.blocks is None and number > LISTED):
         return grain.MapDataset.range(number).seed(seed).shuffle().repeat()
     return Windows(number, source.blocks or Blocks(np.zeros(1, np.int64), 1), seed).seed(seed)

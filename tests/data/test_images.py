@@ -195,6 +195,7 @@ def test_resize_takes_height_first_and_leaves_a_fitting_image_alone():
     assert resize_image(RGB, 5).shape == (5, 5, 3)
     assert resize_image(RGB, (8, 4)).shape == (8, 4, 3)
     np.testing.assert_array_equal(resize_image(RGB, (2, 3)), RGB)
+    np.testing.assert_array_equal(read_image(encode_png(NOISE), size=5), resize_image(NOISE, 5))
 
 
 def test_png_round_trip():

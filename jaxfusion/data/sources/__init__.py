@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfusion.config.run import DataConfig
+from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.sources import coco, objects, parquet, text, webdataset
 from jaxfusion.data.sources.files import files_of
 from jaxfusion.data.sources.folder import Folder
@@ -119,40 +119,41 @@ def open_format(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record],
 
     Raises UserError where the files are not there, or hold no records.
     """
-    names = _names(config.fields)
-    fields = tuple(path.partition(".")[0] for path in names.values())
+    train, labels = open_files(config, config.path, "config.data.path", config.labels)
+    if config.test_path:
+        test, _ = open_files(config, config.test_path, "config.data.test_path", labels)
+        return train, test, labels
+    places = np.arange(len(train))
+    held_out = places % HELD_OUT == HELD_OUT - 1
+    if not held_out.any():
+        raise UserError(
+            f"config.data.test_path: {config.path} has {len(train)} records, of which none is held out; name held-out "
+            "ones"
+        )
+    return Chosen(train, places[~held_out]), Chosen(train, places[held_out]), labels
+
+
+def open_files(
+    config: DataConfig | OtherDataConfig, pattern: str, setting: str, labels: tuple[str, ...]
+) -> tuple[Sequence[Record], tuple[str, ...]]:
+    """All records of the files that a pattern names, and the names of their classes. setting: that the pattern is of.
+
+    labels: where they are known. Raises UserError where the files are not there, or hold no records.
+    """
+    section = setting.rpartition(".")[0]
+    if not pattern:
+        raise UserError(f"{setting}: {config.name!r} is a format; name its files")
     root = Path(config.image_root).expanduser() if config.image_root else None
     if root and not root.is_dir():
-        raise UserError(f"config.data.image_root: there is no directory {root}; check the path")
-    if not config.path:
-        raise UserError(f"config.data.path: {config.name!r} is a format; name its files")
-    options = Options(root, config.label, config.labels, fields)
-    train = _open(config.name, config.path, "config.data.path", options)
-    labels = config.labels or getattr(train, "labels", ())
-    if config.test_path:
-        options = Options(root, config.label, tuple(labels), fields)
-        test = _open(config.name, config.test_path, "config.data.test_path", options)
-    else:
-        places = np.arange(len(train))
-        held_out = places % HELD_OUT == HELD_OUT - 1
-        if not held_out.any():
-            raise UserError(
-                f"config.data.test_path: {config.path} has {len(train)} records, of which none is held out; name "
-                "held-out ones"
-            )
-        train, test = Chosen(train, places[~held_out]), Chosen(train, places[held_out])
-    if names:
-        train, test = Renamed(train, names), Renamed(test, names)
-    return train, test, tuple(labels)
-
-
-def _open(name: str, pattern: str, setting: str, options: Options) -> Sequence[Record]:
-    form = FORMATS[name]
+        raise UserError(f"{section}.image_root: there is no directory {root}; check the path")
+    names = _names(config.fields, f"{section}.fields")
+    options = Options(root, config.label, labels, tuple(path.partition(".")[0] for path in names.values()))
+    form = FORMATS[config.name]
     paths = files_of(pattern, form.suffixes, setting) if form.suffixes else _directories(pattern, setting)
     source = form.open(paths, options)
     if not len(source):
         raise UserError(f"{setting}: {pattern} holds no records; name other files")
-    return source
+    return Renamed(source, names) if names else source, labels or tuple(getattr(source, "labels", ()))
 
 
 def _directories(pattern: str, setting: str) -> list[Path]:
@@ -162,11 +163,11 @@ def _directories(pattern: str, setting: str) -> list[Path]:
     return [path]
 
 
-def _names(fields: Sequence[str]) -> dict[str, str]:
+def _names(fields: Sequence[str], setting: str) -> dict[str, str]:
     names = {}
     for text_ in fields:
         name, equals, path = text_.partition("=")
         if not (name and equals and path):
-            raise UserError(f"config.data.fields: {text_!r} is not of the form 'caption=text'; correct it")
+            raise UserError(f"{setting}: {text_!r} is not of the form 'caption=text'; correct it")
         names[name] = path
     return names
