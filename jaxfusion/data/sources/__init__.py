@@ -17,7 +17,7 @@ from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.sources import coco, objects, parquet, text, webdataset
 from jaxfusion.data.sources.files import files_of
 from jaxfusion.data.sources.folder import Folder
-from jaxfusion.data.sources.joined import Blocks, Chosen, Joined, Record, Renamed
+from jaxfusion.data.sources.joined import Blocks, Chosen, Joined, Record, Renamed, names_of
 from jaxfusion.errors import RecordError, UserError
 
 # Where no test_path is given, each so-manieth record is held out.
@@ -146,7 +146,7 @@ def open_files(
     root = Path(config.image_root).expanduser() if config.image_root else None
     if root and not root.is_dir():
         raise UserError(f"{section}.image_root: there is no directory {root}; check the path")
-    names = _names(config.fields, f"{section}.fields")
+    names = names_of(config.fields, f"{section}.fields")
     options = Options(root, config.label, labels, tuple(path.partition(".")[0] for path in names.values()))
     form = FORMATS[config.name]
     paths = files_of(pattern, form.suffixes, setting) if form.suffixes else _directories(pattern, setting)
@@ -161,13 +161,3 @@ def _directories(pattern: str, setting: str) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"{setting}: there is no directory {path}; check the path")
     return [path]
-
-
-def _names(fields: Sequence[str], setting: str) -> dict[str, str]:
-    names = {}
-    for text_ in fields:
-        name, equals, path = text_.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"{setting}: {text_!r} is not of the form 'caption=text'; correct it")
-        names[name] = path
-    return names

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jaxfusion.errors import UserError
+
 Record = dict[str, Any]
 
 
@@ -85,6 +87,17 @@ class Renamed(Sequence):
         record = dict(self.source[place])
         found = {name: _at(record, path.split(".")) for name, path in self.names.items()}
         return record | {name: value for name, value in found.items() if value is not None}
+
+
+def names_of(fields: Sequence[str], setting: str) -> dict[str, str]:
+    """Of "caption=meta.title" and the like: names, and the paths to what they are for. Raises UserError for others."""
+    names = {}
+    for field in fields:
+        name, equals, path = field.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"{setting}: {field!r} is not of the form 'caption=text'; correct it")
+        names[name] = path
+    return names
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:

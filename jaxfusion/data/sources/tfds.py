@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxfusion.config.run import DataConfig
 from jaxfusion.data import builtin
-from jaxfusion.data.sources.joined import Record
+from jaxfusion.data.sources.joined import Record, Renamed, names_of
 from jaxfusion.errors import UserError
 
 
@@ -31,11 +31,14 @@ def open_splits(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record],
             hint = f"did you mean {near[0]!r}?" if near else known
             raise UserError(f"config.data.name: there is no data set {config.name!r}; {hint}") from None
         except ImportError as error:  # some of TFDS's own builders are written with TensorFlow
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"config.data.name: TFDS cannot describe {config.name} here ({reason}); "
-                "prepare it where TensorFlow is installed, and give the prepared directory as config.data.data_dir"
-            ) from error
+            try:  # what they have prepared can be read without them
+                builder = tfds.core.read_only_builder.builder_from_files(config.name, data_dir=data_dir)
+            except tfds.core.DatasetNotFoundError:
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"config.data.name: TFDS cannot prepare {config.name} here ({reason}); "
+                    "prepare it where TensorFlow is installed, and give the directory as config.data.data_dir"
+                ) from error
         if not builder.data_path.exists():
             raise UserError(
                 f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name}"
@@ -56,7 +59,9 @@ def open_splits(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record],
             raise UserError(
                 f"config.data.{key}: cannot read {split!r} of {config.name} ({reason}); change it"
             ) from error
-        sources.append(source if "image_id" in features else Numbered(source, f"{config.name} {split}"))
+        source = source if "image_id" in features else Numbered(source, f"{config.name} {split}")
+        names = names_of(config.fields, "config.data.fields")
+        sources.append(Renamed(source, names) if names else source)
     classes = features[config.label].names if config.label in features else ()
     return *sources, tuple(classes)
 
