@@ -29,6 +29,9 @@ FREE_SETTINGS = (
     *(f"model.{room}.scan_layers" for room in ("vision", "encoder", "decoder")),
     "data.data_dir",
     "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`
+    "data.image_root",
+    "data.bad_records",  # whatever is left out, all other visits stay what they were
+    "data.max_bad_records",
     "data.num_threads",
 )
 
