@@ -92,13 +92,13 @@ def compare(
         "rounds": rounds,
     }
     if not sources:
-        reader = _reader(image_size, workers)
+        reader = reader_of(image_size, workers)
         return result | _rates_of(records, reader, tokenizer, rounds, batches, _from_memory)
     with tempfile.TemporaryDirectory() as folder:
         result["sources"] = {}
         for name in sources:
             settings = write(name, records * COPIES, Path(folder, name))
-            reader = _reader(image_size, workers, settings | {"test_path": settings["path"]})
+            reader = reader_of(image_size, workers, settings | {"test_path": settings["path"]})
             dataset = open_dataset(reader.data)
             reader = replace(reader, labels=dataset.labels)
             peer = partial(_from_files, settings, Path(folder, "scratch"))
@@ -185,7 +185,7 @@ def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def _reader(image_size: int, workers: int, settings: dict[str, Any] | None = None) -> Reader:
+def reader_of(image_size: int, workers: int, settings: dict[str, Any] | None = None) -> Reader:
     """settings: of `config.data`, for files."""
     vision = ViTConfig(image_size=image_size, patch_size=image_size // 14, class_token=False)
     model = ModelConfig(vision=vision, projector=PixelShuffleProjectorConfig(factor=2))

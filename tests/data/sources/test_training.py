@@ -229,3 +229,25 @@ def test_labels_may_be_named_in_the_config_and_written_as_text(tmp_path):
     with pytest.raises(UserError, match=r"x\.jsonl:1: 'label' is 'odd', which is no class; the classes are bad, good"):
         held_out_samples(opened(settings)[0].test, reader, 0)
     np.testing.assert_equal(dataset.labels, ("bad", "good"))
+
+
+def test_a_run_on_texts_tells_its_perplexity_and_what_it_left_out(tmp_path):
+    from jaxfusion.experiment import train_run
+
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "x.txt").write_bytes("".join(f"the text of line {n}\n" for n in range(40)).encode() + b"\xff\n")
+    decoder = {"kind": "transformer", "num_layers": 1, "num_heads": 2}
+    settings = {
+        "model": {"width": 16, "vision": None, "decoder": decoder},
+        "data": {"name": "text", "path": str(texts), "task": "text", "row_length": 16, "bad_records": "skip"},
+        "train": {"num_steps": 6, "batch_size": 8},
+    }
+    metrics = train_run(from_dict(Config, settings), tmp_path / "run")
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["test_loss"]))
+    told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert told["bad_records"] == 1
+    (line,) = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"].endswith("x.txt:41")
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Bad records left out" in report
