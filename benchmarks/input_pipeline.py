@@ -31,10 +31,11 @@ from jaxfusion.text.trained import TrainedTokenizer
 
 EPILOG = """\
 Both read the same JPEGs (made from a seed) and captions from memory, and both make the same batches of them, in as
-many worker processes (0: in threads, or for torch in the main process); with --threads ours has threads in their place.
-torch's side is what its users write: Pillow decodes and resizes, the same tokenizer and the same packing, in a Dataset's
-__getitem__ and a collate function. Ours is measured with pictures decoded at a fraction of their size, which is the
-default (config.data.scaled_decode), and whole. They take turns, and start anew each time; the first batches of a turn, for which workers start, are not timed.
+many worker processes (0: in threads, or for torch in the main process); with --threads ours has threads in their
+place. torch's side is what its users write: Pillow decodes and resizes, the same tokenizer and the same packing, in a
+Dataset's __getitem__ and a collate function. Ours is measured with pictures decoded at a fraction of their size, which
+is the default (config.data.scaled_decode), and whole. They take turns, and start anew each time; the first batches of
+a turn, for which workers start, are not timed.
 
 With --source both read files, in the format that is named: torch's side by a Dataset over a list of paths and texts, or
 by the format's own reader, webdataset's or datasets', within the DataLoader.
