@@ -4,6 +4,7 @@ Texts go round in a circle of words, and the first image's shade says where an a
 learn from both. Lengths are spread as such data spread: the longest sample is a few times as long as the mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ class MixedReader:
 
     data: DataConfig
     model: ModelConfig
+
+    def read(self, source: Sequence[int], place: int, *, decode: bool = True) -> list[Sample]:
+        return self.samples(source[place], decode=decode)
 
     def samples(self, record: int, *, decode: bool = True) -> list[Sample]:
         """decode: whether images have pixels."""

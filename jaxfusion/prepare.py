@@ -22,6 +22,7 @@ from rich.console import Console
 
 from jaxfusion.config import Config
 from jaxfusion.config.run import ParallelConfig
+from jaxfusion.data.bad_records import BAD_RECORDS
 from jaxfusion.data.loader import prepared_columns
 from jaxfusion.data.packing import ImageSlots
 from jaxfusion.data.prepared import ABOUT, About, Columns, Prepared, check_settings, shards_of, to_bytes
@@ -64,7 +65,13 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
         if config.prepare.store == "features":
             check_frozen_tower(experiment.config, experiment.model)
             tower = FrozenTower.read(experiment.config, experiment.model)
-        return write_prepared(experiment, tower, output, console or Console())
+        console = console or Console()
+        prepared = write_prepared(experiment, tower, output, console)
+        if bad := experiment.reader.bad:
+            shutil.copy(bad.file, output / BAD_RECORDS)
+            text = f"{len(bad)} bad records were left out, see {output / BAD_RECORDS}; others are in their places"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return prepared
 
 
 def write_prepared(experiment: Experiment, tower: "FrozenTower | None", output: Path, console: Console) -> Prepared:

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from jaxfusion.errors import UserError
@@ -76,9 +76,9 @@ class Reading:
     def __getstate__(self) -> dict:
         return {"_open": {}}
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be gone where the interpreter ends
         for descriptor in self._open.values():
-            os.close(descriptor)
+            close(descriptor)
 
     def read(self, path: Path, start: int, size: int) -> bytes:
         """Raises OSError where the file cannot be read; what lies beyond its end is missing."""
