@@ -6,7 +6,7 @@ raises RecordError for what is broken; opening raises UserError where nothing in
 """
 
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.sources import coco, objects, parquet, text, webdataset
 from jaxfusion.data.sources.files import files_of
 from jaxfusion.data.sources.folder import Folder
-from jaxfusion.data.sources.joined import Blocks, Chosen, Joined, Record, Renamed, names_of
+from jaxfusion.data.sources.joined import Blocks, Chosen, Finish, Joined, Record, names_of
+from jaxfusion.data.sources.pictures import finished
 from jaxfusion.errors import RecordError, UserError
 
 # Where no test_path is given, each so-manieth record is held out.
@@ -30,12 +31,15 @@ FIELDS = ("id", "image", "caption", "text", "question", "answer", "label", "conv
 @dataclass(frozen=True)
 class Options:
     """root: the directory that pictures' paths start from; None: that of the file. label: the field with the class.
-    labels: of the train split, for a held-out one. fields: further columns that are asked for."""
+    labels: of the train split, for a held-out one. names: further ones for fields."""
 
     root: Path | None
     label: str
     labels: tuple[str, ...]
-    fields: tuple[str, ...]
+    names: Mapping[str, str]
+
+    def finish_of(self, path: Path) -> Finish:
+        return partial(finished, root=self.root_of(path), names=self.names)
 
     def root_of(self, path: Path) -> Path:
         return self.root or path.parent
@@ -46,10 +50,12 @@ Open = Callable[[Sequence[Path], Options], Sequence[Record]]
 
 @dataclass(frozen=True)
 class Format:
-    """suffixes: of the files that count, in a directory; (): the directories themselves are opened."""
+    """suffixes: of the files that count, in a directory; (): the directories themselves are opened.
+    any_fields: whether a record's fields are what its writer wanted."""
 
     suffixes: tuple[str, ...]
     open: Open
+    any_fields: bool = False
 
 
 class Unreadable(Sequence):
@@ -91,25 +97,41 @@ def _open_parquet(paths: Sequence[Path], options: Options) -> Sequence[Record]:
     groups = parquet.Groups()
     parquet.import_parquet(paths[0])
 
+    asked = {options.label, *(path.partition(".")[0] for path in options.names.values())}
+
     def wanted(name: str) -> bool:
-        return name.startswith(FIELDS) or name in (options.label, *options.fields)
+        return name.startswith(FIELDS) or name in asked
 
     def open_one(path: Path, options: Options) -> Sequence[Record]:
-        return parquet.Parquet(path, options.root_of(path), wanted, options.label, groups)
+        return parquet.Parquet(path, options.finish_of(path), wanted, options.label, groups)
 
     return _each(open_one)(paths, options)
 
 
+def _open_json(path: Path, options: Options) -> Sequence[Record]:
+    return objects.open_objects(path, options.finish_of(path))
+
+
+def _open_coco(path: Path, options: Options) -> Sequence[Record]:
+    return coco.Captions(path, options.root_of(path))
+
+
+def _open_webdataset(path: Path, options: Options) -> Sequence[Record]:
+    return webdataset.WebDataset(path, options.finish_of(path))
+
+
+def _open_text(path: Path, options: Options) -> Sequence[Record]:
+    return text.TextLines(path)
+
+
 FORMATS: dict[str, Format] = {
-    "json": Format(objects.SUFFIXES, _each(lambda path, options: objects.open_objects(path, options.root_of(path)))),
-    "coco": Format(coco.SUFFIXES, _each(lambda path, options: coco.Captions(path, options.root_of(path)))),
+    "json": Format(objects.SUFFIXES, _each(_open_json), any_fields=True),
+    "coco": Format(coco.SUFFIXES, _each(_open_coco)),
     "vqa": Format(coco.SUFFIXES, lambda paths, options: Joined(coco.open_vqa(paths, options.root))),
     "folder": Format((), lambda paths, options: Joined([Folder(path, options.labels) for path in paths])),
-    "webdataset": Format(
-        webdataset.SUFFIXES, _each(lambda path, options: webdataset.WebDataset(path, options.root_of(path)))
-    ),
-    "parquet": Format(parquet.SUFFIXES, _open_parquet),
-    "text": Format(text.SUFFIXES, _each(lambda path, options: text.TextLines(path, options.root_of(path)))),
+    "webdataset": Format(webdataset.SUFFIXES, _each(_open_webdataset), any_fields=True),
+    "parquet": Format(parquet.SUFFIXES, _open_parquet, any_fields=True),
+    "text": Format(text.SUFFIXES, _each(_open_text)),
     "documents": Format(text.SUFFIXES, lambda paths, options: text.Documents(paths)),
 }
 
@@ -147,13 +169,15 @@ def open_files(
     if root and not root.is_dir():
         raise UserError(f"{section}.image_root: there is no directory {root}; check the path")
     names = names_of(config.fields, f"{section}.fields")
-    options = Options(root, config.label, labels, tuple(path.partition(".")[0] for path in names.values()))
+    options = Options(root, config.label, labels, names)
     form = FORMATS[config.name]
+    if names and not form.any_fields:
+        raise UserError(f"{section}.fields: records of {config.name!r} have the same fields always; take it away")
     paths = files_of(pattern, form.suffixes, setting) if form.suffixes else _directories(pattern, setting)
     source = form.open(paths, options)
     if not len(source):
         raise UserError(f"{setting}: {pattern} holds no records; name other files")
-    return Renamed(source, names) if names else source, labels or tuple(getattr(source, "labels", ()))
+    return source, labels or tuple(getattr(source, "labels", ()))
 
 
 def _directories(pattern: str, setting: str) -> list[Path]:

@@ -1,6 +1,6 @@
 """Several files, or a choice of places, as one sequence of records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,9 @@ from jaxtyping import Int
 from jaxfusion.errors import UserError
 
 Record = dict[str, Any]
+
+# What becomes of the fields that a file has, and the name of their origin.
+Finish = Callable[[dict[str, Any], str], Record]
 
 
 class Blocks(NamedTuple):
@@ -73,20 +76,22 @@ class Chosen(Sequence):
 
 
 class Renamed(Sequence):
-    """Records with further names for some fields. names: of a field, to where it is: a path through what holds it."""
+    """Records with further names for some fields, see `with_names`."""
 
     def __init__(self, source: Sequence[Record], names: dict[str, str]) -> None:
         self.source, self.names = source, names
-        self.labels: tuple[str, ...] = getattr(source, "labels", ())
-        self.blocks = getattr(source, "blocks", None)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, place: int) -> Record:
-        record = dict(self.source[place])
-        found = {name: _at(record, path.split(".")) for name, path in self.names.items()}
-        return record | {name: value for name, value in found.items() if value is not None}
+        return with_names(self.source[place], self.names)
+
+
+def with_names(record: Record, names: Mapping[str, str]) -> Record:
+    """The record with further names for some fields. names: to where each field is, a path through what holds it."""
+    found = {name: _at(record, path.split(".")) for name, path in names.items()}
+    return record | {name: value for name, value in found.items() if value is not None}
 
 
 def names_of(fields: Sequence[str], setting: str) -> dict[str, str]:

@@ -9,35 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from jaxfusion.data.sources.files import Reading
-from jaxfusion.data.sources.index import indexed
-from jaxfusion.data.sources.joined import Record
+from jaxfusion.data.sources.index import Index, indexed
+from jaxfusion.data.sources.joined import Finish, Record
 from jaxfusion.data.sources.json_array import index_of
 from jaxfusion.data.sources.lines import Lines
-from jaxfusion.data.sources.pictures import with_pictures
 from jaxfusion.errors import RecordError
 
 SUFFIXES = (".jsonl", ".json")
 
 
 class ObjectLines(Sequence):
-    """A file of lines, each an object. root: what paths of pictures start from."""
+    """A file of lines, each an object."""
 
-    def __init__(self, path: Path, root: Path) -> None:
-        self._lines, self.root = Lines(path), root
+    def __init__(self, path: Path, finish: Finish) -> None:
+        self._lines, self._finish = Lines(path), finish
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def __getitem__(self, place: int) -> Record:
         where = self._lines.where(place)
-        return with_pictures(parse_object(self._lines[place], where), self.root, where)
+        return self._finish(parse_object(self._lines[place], where), where)
 
 
 class ObjectArray(Sequence):
     """A file that is one array of objects."""
 
-    def __init__(self, path: Path, root: Path, index: dict) -> None:
-        self.path, self.root, self._reading = path, root, Reading()
+    def __init__(self, path: Path, finish: Finish, index: Index) -> None:
+        self.path, self._finish, self._reading = path, finish, Reading()
         self._starts, self._ends, self._numbers = index["starts"], index["ends"], index["numbers"]
 
     def __len__(self) -> int:
@@ -47,16 +46,16 @@ class ObjectArray(Sequence):
         where = f"{self.path}:{self._numbers[place]} (record {place})"
         start = int(self._starts[place])
         content = self._reading.read(self.path, start, int(self._ends[place]) - start)
-        return with_pictures(parse_object(content, where), self.root, where)
+        return self._finish(parse_object(content, where), where)
 
 
-def open_objects(path: Path, root: Path) -> Sequence[Record]:
+def open_objects(path: Path, finish: Finish) -> Sequence[Record]:
     """Raises OSError where the file cannot be read."""
     if path.suffix.lower() == ".json":
         index = indexed(path, "array", lambda: index_of(path.read_bytes()) or {})
         if index:
-            return ObjectArray(path, root, index)
-    return ObjectLines(path, root)
+            return ObjectArray(path, finish, index)
+    return ObjectLines(path, finish)
 
 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:

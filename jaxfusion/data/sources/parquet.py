@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfusion.data.sources.joined import Blocks, Record
-from jaxfusion.data.sources.pictures import with_pictures
+from jaxfusion.data.sources.joined import Blocks, Finish, Record
 from jaxfusion.errors import RecordError, UserError
 
 SUFFIXES = (".parquet",)
@@ -122,10 +121,10 @@ def import_parquet(path: Path, setting: str = "") -> Any:
 
 
 class Parquet(Sequence):
-    def __init__(self, path: Path, root: Path, wanted: Callable[[str], bool], label: str, groups: Groups) -> None:
+    def __init__(self, path: Path, finish: Finish, wanted: Callable[[str], bool], label: str, groups: Groups) -> None:
         """label: the column that holds the class. Raises RecordError for a file that cannot be read."""
         with _named(str(path), "it"):
-            self._rows, self.path, self.root = ParquetRows(path, wanted, groups), path, root
+            self._rows, self.path, self._finish = ParquetRows(path, wanted, groups), path, finish
         self.labels, self.blocks = self._rows.class_names.get(label, ()), self._rows.blocks
         groups.kept = max(groups.kept, self.blocks.window + 2)  # readers ahead are in the next window already
 
@@ -136,7 +135,7 @@ class Parquet(Sequence):
         where = f"{self.path}: row {place}"
         with _named(where, "its row group"):
             row = self._rows[place]
-        return with_pictures(row, self.root, where)
+        return self._finish(row, where)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxfusion.data.sources.joined import with_names
 from jaxfusion.data.turns import entry_of
 from jaxfusion.errors import RecordError, UserError
 
@@ -24,11 +25,13 @@ def picture_of(entry: Any, root: Path) -> Path | bytes:
     raise UserError(f"image: a path is wanted and it is {entry!r:.40}; correct it")
 
 
-def with_pictures(record: dict[str, Any], root: Path, where: str) -> dict[str, Any]:
+def finished(record: dict[str, Any], where: str, root: Path, names: Mapping[str, str]) -> dict[str, Any]:
     """The record with its pictures as `images`, a list of paths and bytes, and with its origin.
 
     Those that its messages name are among them, in their order. Raises RecordError for what names no picture.
+    names: further ones for fields, see `jaxfusion.data.sources.joined.with_names`.
     """
+    record = with_names(record, names)
     own = picture_entries(record)
     named = [entry_of(part) for part in _image_parts(record.get("messages"))]
     if any(entry is not None for entry in named):

@@ -13,7 +13,7 @@ SUFFIXES = (".txt", ".md", ".text")
 class TextLines(Sequence):
     """The lines of a file that are not blank."""
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self._lines = Lines(path)
 
     def __len__(self) -> int:

@@ -45,7 +45,8 @@ def open_splits(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record],
                 " --file_format=array_record` or set config.data.data_dir"
             )
     features = builder.info.features
-    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
+    pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    decoders = {name: tfds.decode.SkipDecoding() for name in pictures} or None
     sources = []
     for key in ("train_split", "test_split"):
         split = getattr(config, key)

@@ -11,9 +11,8 @@ import numpy as np
 
 from jaxfusion.data.sources.files import PICTURES, Reading
 from jaxfusion.data.sources.index import Index, indexed
-from jaxfusion.data.sources.joined import Record
+from jaxfusion.data.sources.joined import Finish, Record
 from jaxfusion.data.sources.objects import parse_object
-from jaxfusion.data.sources.pictures import with_pictures
 from jaxfusion.data.sources.tar import members_of
 from jaxfusion.errors import RecordError
 
@@ -85,8 +84,8 @@ def _look_through(path: Path, whole: bool) -> Index:
 class WebDataset(Sequence):
     """A shard's records, and, behind them, the places where it is damaged."""
 
-    def __init__(self, path: Path, root: Path) -> None:
-        self._records, self.root = TarRecords(path), root
+    def __init__(self, path: Path, finish: Finish) -> None:
+        self._records, self._finish = TarRecords(path), finish
 
     def __len__(self) -> int:
         return len(self._records) + len(self._records.damaged)
@@ -96,7 +95,7 @@ class WebDataset(Sequence):
             at = self._records.damaged[place - len(self._records)]
             raise RecordError(f"{self._records.path}: byte {at}", "a file's header is broken; write the tar again")
         where = self._records.where(place)
-        return with_pictures(fields_of(self._records[place], where), self.root, where)
+        return self._finish(fields_of(self._records[place], where), where)
 
 
 def fields_of(parts: Sequence[Part], where: str) -> dict[str, Any]:

@@ -201,6 +201,9 @@ def test_fields_are_taken_from_where_records_have_them(tmp_path):
     (record,), _ = read("json", path, fields=("caption=meta.title", "values=meta.all.v", "other=absent"))
     assert (record["caption"], record["values"], record["text"]) == ("t", [1, 2], "x")
     assert "other" not in record
+    path.write_text(json.dumps({"pages": [{"file": "a.png"}, {"file": "b.png"}], "text": "x"}) + "\n")
+    (record,), _ = read("json", path, fields=("images=pages.file",))
+    assert record["images"] == [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(UserError, match=r"config\.data\.fields: 'caption' is not of the form"):
         read("json", path, fields=("caption",))
 
@@ -225,6 +228,10 @@ def test_every_twentieth_is_held_out_where_nothing_else_is(tmp_path):
         ({"name": "folder", "path": "absent"}, "config.data.path: there is no directory absent; check the path"),
         ({"name": "webdataset", "path": "{0..1}/*.tar"}, r"config.data.path: there is no 0/\*.tar; check the path"),
         ({"name": "text", "path": ".", "image_root": "absent"}, "config.data.image_root: there is no directory absent"),
+        (
+            {"name": "text", "path": "x", "fields": ("a=b",)},
+            "config.data.fields: records of 'text' have the same fields",
+        ),
         ({"name": "text", "path": "."}, "config.data.path: . holds no .md or .text or .txt file; check the path"),
     ],
 )
