@@ -56,7 +56,7 @@ def _question_answer(record: Record, images: tuple[Image, ...], language: str, c
     asked, given = (_name(record, name, language, config) for name in ("questions", "answers"))
     questions = _several(record, asked, config)
     answers = _field(record, given, config)
-    if isinstance(answers, bytes | str) or given == "answer" or (len(questions) == 1 and not _nested(answers)):
+    if given == "answer" or not _is_list(answers) or (len(questions) == 1 and not any(map(_is_list, answers))):
         answers = [answers]  # to a question alone
     if len(answers) != len(questions):
         raise _bad(record, config, f"{len(questions)} questions and answers to {len(answers)}; give as many")
@@ -69,10 +69,6 @@ def _question_answer(record: Record, images: tuple[Image, ...], language: str, c
         )
         for i, (question, replies) in enumerate(zip(questions, answers, strict=True))
     ]
-
-
-def _nested(answers: Any) -> bool:
-    return any(not isinstance(item, bytes | str) for item in answers)
 
 
 def _fill(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
@@ -100,7 +96,7 @@ def _class(record: Record, config: DataConfig, labels: list[str]) -> int:
         return labels.index(value)
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if not 0 <= number < len(labels):
         named = f"; the classes are {', '.join(labels)}" if labels else "; name the classes in config.data.labels"
@@ -222,11 +218,15 @@ def _several(record: Record, name: str, config: DataConfig) -> tuple[str, ...]:
 def _texts(value: Any, record: Record, name: str, config: DataConfig) -> tuple[str, ...]:
     """One text or several, of which there must be one, and none empty."""
     texts = (value,) if isinstance(value, bytes | str | int | float | np.generic) else value
-    if not isinstance(texts, list | tuple | np.ndarray):
+    if not _is_list(texts):
         raise _bad(record, config, f"{name!r} is {value!r:.40} and should be a text; correct it")
     if not len(texts):
         raise _bad(record, config, f"nothing is in {name!r}, which the task {config.task!r} reads; give it a text")
     return tuple(_decoded(text, record, name, config) for text in texts)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
 
 
 def _decoded(value: Any, record: Record, name: str, config: DataConfig) -> str:

@@ -7,7 +7,7 @@ from jaxfusion.config.run import DataConfig
 from jaxfusion.data.messages import Masked, Sample, answer, ask
 from jaxfusion.data.tasks import samples_of
 from jaxfusion.data.visits import visit
-from jaxfusion.errors import UserError
+from jaxfusion.errors import RecordError, UserError
 
 SCENE = {
     "image_id": np.int64(7),
@@ -102,3 +102,30 @@ def test_a_field_that_is_missing_is_named_with_those_there_are():
         UserError, match=r"^record 7 of digit_scenes: there is no field 'label'.* its fields are image_id, caption_en"
     ):
         samples_of(SCENE, DataConfig(task="classify"), [PIXELS], LABELS)
+
+
+TURN = {"from": ["a"], "value": 1}
+ODD = [None, True, 5, 1e400, b"\xff", "", " ", [], {}, [None], [[]], [{}], [["a"], 3], {"from": 1}, [TURN]]
+WHOLE = {
+    "caption": {"caption": "a"},
+    "question_answer": {"questions": ["a?", "b?"], "answers": [["a"], "b"]},
+    "classify": {"label": 1, "text": "a"},
+    "dialogue": {"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "a"}], "messages": None},
+    "text": {"text": "a"},
+}
+
+
+@pytest.mark.parametrize("task", list(WHOLE))
+def test_whatever_stands_in_a_field_is_a_sample_or_refused_by_its_record(task):
+    config, refused = DataConfig(task=task), 0
+    whole = {"origin": "x.json:1", "images": ["x.png"]} | WHOLE[task]
+    assert samples_of(whole, config, [PIXELS], LABELS)
+    for name in WHOLE[task]:
+        for odd in ODD:
+            try:
+                samples = samples_of(whole | {name: odd}, config, [PIXELS], LABELS)
+                assert all(isinstance(text, str) and text.strip() for sample in samples for text in sample.references)
+            except RecordError as error:
+                assert str(error).startswith("x.json:1: ")
+                refused += 1
+    assert refused > len(ODD) / 2

@@ -230,7 +230,7 @@ def test_every_twentieth_is_held_out_where_nothing_else_is(tmp_path):
         ({"name": "text", "path": ".", "image_root": "absent"}, "config.data.image_root: there is no directory absent"),
         (
             {"name": "text", "path": "x", "fields": ("a=b",)},
-            "config.data.fields: records of 'text' have the same fields",
+            "config.data.fields: records of 'text' have the same",
         ),
         ({"name": "text", "path": "."}, "config.data.path: . holds no .md or .text or .txt file; check the path"),
     ],
