@@ -42,7 +42,7 @@ def members_of(path: Path, *, whole: bool = False) -> Iterator[Member]:
                     return
                 broken, at, given = at, _next_header(file, at + BLOCK, end), {}
                 if whole or (broken == 0 and at == end):
-                    raise tarfile.ReadError(f"no header at byte {broken:,}")
+                    raise tarfile.ReadError(f"no header at byte {broken:,}; is it an uncompressed tar?")
                 yield Member("", broken, -1)
                 continue
             size = int(given.get("size", header.size)) if header.isreg() else header.size
