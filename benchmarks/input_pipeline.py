@@ -31,11 +31,11 @@ from jaxfusion.text.trained import TrainedTokenizer
 
 EPILOG = """\
 Both read the same JPEGs (made from a seed) and captions from memory, and both make the same batches of them, in as
-many worker processes (0: in threads, or for torch in the main process); with --threads ours has threads in their
-place. torch's side is what its users write: Pillow decodes and resizes, the same tokenizer and the same packing, in a
-Dataset's __getitem__ and a collate function. Ours is measured with pictures decoded at a fraction of their size, which
-is the default (config.data.scaled_decode), and whole. They take turns, and start anew each time; the first batches of
-a turn, for which workers start, are not timed.
+many worker processes (0: in threads, or for torch in the main process). torch's side is what its users write: Pillow
+decodes and resizes, the same tokenizer and the same packing, in a Dataset's __getitem__ and a collate function. Ours
+is measured with pictures decoded at a fraction of their size, which is the default (config.data.scaled_decode), also
+in as many threads in the processes' place; and with whole pictures. They take turns, and start anew each time; the
+first batches of a turn, for which workers start, are not timed.
 
 With --source both read files, in the format that is named: torch's side by a Dataset over a list of paths and texts, or
 by the format's own reader, webdataset's or datasets', within the DataLoader.
@@ -59,16 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(args.picture) < args.image_size:
             raise UserError(f"--image-size: {args.image_size} is larger than the pictures; give a larger --picture")
         names = list(WRITERS) if "all" in args.source else list(dict.fromkeys(args.source))
-        result = compare(
-            args.pictures,
-            args.picture,
-            args.image_size,
-            args.workers,
-            args.rounds,
-            args.batches,
-            names,
-            threads=args.threads,
-        )
+        result = compare(args.pictures, args.picture, args.image_size, args.workers, args.rounds, args.batches, names)
     except UserError as error:
         print(f"benchmarks.input_pipeline: {error}", file=sys.stderr)
         return 2
@@ -87,10 +78,9 @@ def compare(
     rounds: int,
     batches: int,
     sources: Sequence[str] = (),
-    threads: int = 0,
 ) -> dict[str, Any]:
     """picture: width and height of the JPEGs. batches: timed in each of the rounds, of BATCH_SIZE pictures each.
-    sources: formats of files to read them from; (): from memory. threads: of ours, in place of processes; 0: these."""
+    sources: formats of files to read them from; (): from memory."""
     records = make_records(num_pictures, picture)
     tokenizer = TrainedTokenizer.train([record["caption_en"] for record in records], 512)
     result = {
@@ -98,18 +88,17 @@ def compare(
         "bytes_a_picture": int(np.mean([len(record["image"]) for record in records])),
         "image_size": image_size,
         "workers": workers,
-        "threads": threads,
         "batch_size": BATCH_SIZE,
         "rounds": rounds,
     }
     if not sources:
-        reader = reader_of(image_size, workers, threads=threads)
+        reader = reader_of(image_size, workers)
         return result | _rates_of(records, reader, tokenizer, rounds, batches, partial(_from_memory, workers))
     with tempfile.TemporaryDirectory() as folder:
         result["sources"] = {}
         for name in sources:
             settings = write(name, records * COPIES, Path(folder, name))
-            reader = reader_of(image_size, workers, settings | {"test_path": settings["path"]}, threads)
+            reader = reader_of(image_size, workers, settings | {"test_path": settings["path"]})
             dataset = open_dataset(reader.data)
             reader = replace(reader, labels=dataset.labels)
             peer = partial(_from_files, settings, Path(folder, "scratch"), workers)
@@ -147,6 +136,9 @@ def _rates_of(
     }
     if reader.data.task != "text":
         sides["ours_whole_decode"] = lambda: train_iterator(records, whole, tokenizer, BATCH_SIZE, 0)
+    if workers := reader.data.num_workers:
+        threads = replace(reader, data=replace(reader.data, num_workers=0, num_threads=workers))
+        sides["ours_in_threads"] = lambda: train_iterator(records, threads, tokenizer, BATCH_SIZE, 0)
     if importlib.util.find_spec("torch"):
         sides["torch"] = lambda: peer(whole, tokenizer, records)
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -197,14 +189,14 @@ def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def reader_of(image_size: int, workers: int, settings: dict[str, Any] | None = None, threads: int = 0) -> Reader:
-    """settings: of `config.data`, for files. threads: in place of processes."""
+def reader_of(image_size: int, workers: int, settings: dict[str, Any] | None = None) -> Reader:
+    """settings: of `config.data`, for files."""
     vision = ViTConfig(image_size=image_size, patch_size=image_size // 14, class_token=False)
     model = ModelConfig(vision=vision, projector=PixelShuffleProjectorConfig(factor=2))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = {"task": "caption"} | (settings or {})
     images = 0 if settings["task"] == "text" else 1
-    workers, threads = (0, threads) if threads else (workers, 1 if workers else cores)
+    threads = 1 if workers else cores
     data = DataConfig(row_length=320, images_per_row=images, num_workers=workers, num_threads=threads, **settings)
     return Reader(data, model, ())
 
@@ -228,9 +220,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--picture", type=_size, default=(640, 480), metavar="WxH", help="size (default: 640x480)")
     parser.add_argument("--image-size", type=_side, default=224, metavar="N", help="side to resize to (default: 224)")
     parser.add_argument("--workers", type=_count, default=2, metavar="N", help="processes (default: 2; 0: none)")
-    parser.add_argument(
-        "--threads", type=_count, default=0, metavar="N", help="of ours, in place of its processes (default: 0, these)"
-    )
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each (default: 5)")
     parser.add_argument("--batches", type=positive, default=16, metavar="N", help="timed in a turn (default: 16)")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found to FILE")
