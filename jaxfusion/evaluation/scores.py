@@ -43,21 +43,17 @@ def score(
 ) -> tuple[dict[str, float], dict[str, Interval]]:
     """Metrics by name, the task's headline first, and their intervals.
 
-    more: further statistics over all the samples.
+    more: further statistics over all the samples. Where the headline is one of them, nothing was asked.
     """
-    headline, metrics_of, by_language = SCORES[task]
+    scores, more = SCORES[task], more or {}
     groups = answered.groups
     places = {"": list(range(len(answered.samples)))}
     if len(groups) > 1:
         places |= {g: [i for i in places[""] if answered.samples[i].group == g] for g in groups}
-    tables: dict[str, dict[str, Statistic]] = {}
-    for group, chosen in places.items():
-        part = answered.at(chosen)
-        tables[group] = {headline: mean_of(matches(part.predictions, part.references))}
-        if len(part.groups) == 1 or not by_language:
-            tables[group] |= metrics_of(part)
-    names = dict.fromkeys(name for table in tables.values() for name in table) | dict.fromkeys(more or {})
-    tables[""] |= more or {}
+    asked = scores.headline not in more
+    tables = {group: _statistics(scores, answered.at(chosen)) if asked else {} for group, chosen in places.items()}
+    names = dict.fromkeys([scores.headline, *(name for table in tables.values() for name in table), *more])
+    tables[""] |= more
     numbers = [sample.record for sample in answered.samples]
     records = np.array(numbers) if None not in numbers else np.arange(len(numbers))
     found = {group: intervals(table, records[places[group]]) for group, table in tables.items()}
@@ -71,6 +67,13 @@ def score(
         {full: tables[group][name].value for name, group, full in order},
         {full: found[group][name] for name, group, full in order if name in found[group]},
     )
+
+
+def _statistics(scores: "Scores", answered: Answered) -> dict[str, Statistic]:
+    found = {scores.headline: mean_of(matches(answered.predictions, answered.references))}
+    if len(answered.groups) == 1 or not scores.by_language:
+        found |= scores.metrics(answered)
+    return found
 
 
 def _captions(answered: Answered) -> dict[str, Statistic]:
@@ -95,7 +98,8 @@ def _classes(answered: Answered) -> dict[str, Statistic]:
 
 
 class Scores(NamedTuple):
-    """headline: what the share of samples that are right as a whole is called. metrics: further ones.
+    """headline: what the share of samples that are right as a whole is called; where nothing is asked, the statistic
+    that counts. metrics: further ones.
     by_language: whether these make sense of one group of samples alone."""
 
     headline: str
@@ -108,4 +112,6 @@ SCORES = {
     "question_answer": Scores("answer_accuracy", _answers),
     "fill": Scores("fill_exact_match"),
     "classify": Scores("class_accuracy", _classes),
+    "dialogue": Scores("answer_accuracy"),
+    "text": Scores("perplexity"),
 }

@@ -6,6 +6,7 @@ import pytest
 from jaxfusion.data.messages import Sample, answer, ask
 from jaxfusion.evaluation import caption_metrics, chinese_characters
 from jaxfusion.evaluation.bootstrap import mean_of
+from jaxfusion.evaluation.metrics import perplexity_statistic
 from jaxfusion.evaluation.scores import Answered, score
 
 
@@ -47,6 +48,13 @@ def test_answers_in_their_normal_form_and_by_ten_people_where_there_are_so_many(
     people = [["2", "2", "three", *["4"] * 7], ["yes"] * 10, ["Blue"] * 10]
     found, _ = score("question_answer", answered(predictions, people))
     assert found["vqa_accuracy"] == pytest.approx((0.6 + 1 + 0) / 3)
+
+
+def test_of_documents_nothing_is_asked():
+    more = {"test_loss": mean_of([1.0, 2.0]), "perplexity": perplexity_statistic([1.0, 2.0], [1, 1])}
+    found, ends = score("text", answered(["", ""], [["a"], ["b"]], ["en", "zh"]), more)
+    assert list(found) == ["perplexity", "test_loss"]
+    assert found == pytest.approx({"perplexity": np.exp(1.5), "test_loss": 1.5}) and ends.keys() == found.keys()
 
 
 def test_what_is_no_class_is_a_miss_and_no_class_more():
