@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,8 @@ many worker processes (0: in threads, or for torch in the main process). torch's
 decodes and resizes, the same tokenizer and the same packing, in a Dataset's __getitem__ and a collate function. Ours
 is measured with pictures decoded at a fraction of their size, which is the default (config.data.scaled_decode), also
 in as many threads in the processes' place; and with whole pictures. They take turns, and start anew each time; the
-first batches of a turn, for which workers start, are not timed.
+first batches of a turn, for which workers start, are not timed. With --workers 0 the processor's time is told as well,
+which others at work on the machine change little.
 
 With --source both read files, in the format that is named: torch's side by a Dataset over a list of paths and texts, or
 by the format's own reader, webdataset's or datasets', within the DataLoader.
@@ -141,15 +142,27 @@ def _rates_of(
         sides["ours_in_threads"] = lambda: train_iterator(records, threads, tokenizer, BATCH_SIZE, 0)
     if importlib.util.find_spec("torch"):
         sides["torch"] = lambda: peer(whole, tokenizer, records)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, list[Rate]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, start in sides.items():
-            rates[name].append(_rate(start(), batches))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    result = {"images_per_second": medians}
+            found[name].append(_rate(start(), batches))
+    medians = {name: float(np.median([rate.by_clock for rate in values])) for name, values in found.items()}
+    result: dict[str, Any] = {"images_per_second": medians}
     if "torch" in medians:
         result |= {f"{name}_to_torch": medians[name] / medians["torch"] for name in medians if name != "torch"}
+    if not reader.data.num_workers:  # or most of the work would be other processes'
+        used = {name: float(np.median([rate.processor_ms for rate in values])) for name, values in found.items()}
+        result["processor_ms_an_image"] = used
+        if "torch" in used:
+            result["torch_to_ours_by_processor"] = used["torch"] / used["ours"]
     return result
+
+
+class Rate(NamedTuple):
+    """by_clock: samples a second. processor_ms: of all threads of this process, a sample, whoever else was at work."""
+
+    by_clock: float
+    processor_ms: float
 
 
 BATCH_SIZE = 32
@@ -157,16 +170,16 @@ WARM_UP = 6  # batches for which workers start, and after which what was made ah
 COPIES = 8  # of each picture in files, which then are as many as the order of a real data set is made for
 
 
-def _rate(iterator: Iterator[Any], batches: int) -> float:
+def _rate(iterator: Iterator[Any], batches: int) -> Rate:
     for _ in range(WARM_UP):
         next(iterator)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     for _ in range(batches):
         next(iterator)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     if hasattr(iterator, "close"):
         iterator.close()  # ends its processes
-    return batches * BATCH_SIZE / seconds
+    return Rate(batches * BATCH_SIZE / seconds, 1e3 * used / (batches * BATCH_SIZE))
 
 
 def make_records(number: int, size: tuple[int, int]) -> list[dict[str, Any]]:
