@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Name -> where its TFDS builder class lives; imported only when it is asked for.
 BUILTIN = {
     "digit_scenes": "jaxfusion.data.builtin.digit_scenes:DigitScenes",
+    "moving_digits": "jaxfusion.data.builtin.moving_digits:MovingDigits",
     "restaurant_reviews": "jaxfusion.data.builtin.restaurant_reviews:RestaurantReviews",
 }
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxfusion.data.builtin import BUILTIN, builder, digit_scenes, prepare, restaurant_reviews
+from jaxfusion.data.builtin import BUILTIN, builder, digit_scenes, moving_digits, prepare, restaurant_reviews
 from jaxfusion.data.images import read_image
 from jaxfusion.errors import UserError
 
@@ -39,8 +39,9 @@ def start(data_dir, slow: float) -> subprocess.Popen:
 def small(monkeypatch):
     for split, (_, images) in digit_scenes.SPLITS.items():
         monkeypatch.setitem(digit_scenes.SPLITS, split, (12, images))
-    for split in restaurant_reviews.SPLITS:
-        monkeypatch.setitem(restaurant_reviews.SPLITS, split, 12)
+    for module in (moving_digits, restaurant_reviews):
+        for split in module.SPLITS:
+            monkeypatch.setitem(module.SPLITS, split, 12)
 
 
 def plain(value):
@@ -55,7 +56,8 @@ def plain(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("digit_scenes", digit_scenes), ("restaurant_reviews", restaurant_reviews)]
+    ("name", "module"),
+    [("digit_scenes", digit_scenes), ("moving_digits", moving_digits), ("restaurant_reviews", restaurant_reviews)],
 )
 @pytest.mark.usefixtures("small")
 def test_records_come_back_as_they_were_made(name, module, tmp_path):
@@ -66,9 +68,15 @@ def test_records_come_back_as_they_were_made(name, module, tmp_path):
         assert len(source) == 12
         for index, record in enumerate(source):
             expected = module.make_record(split, index)
-            np.testing.assert_array_equal(record.pop("image"), read_image(expected.pop("image")))
-            for field in ("label", "source"):
-                if field in expected:
+            seen, stored = (
+                (record.pop("video"), expected.pop("video"))
+                if name == "moving_digits"
+                else ([record.pop("image")], [expected.pop("image")])
+            )
+            np.testing.assert_array_equal(seen, [read_image(picture) for picture in stored])
+            expected |= {"video_times": plain(expected["video_times"])} if name == "moving_digits" else {}
+            for field in ("label", "source", "direction"):
+                if isinstance(expected.get(field), str):
                     expected[field] = made.info.features[field].str2int(expected[field])
             assert {field: plain(value) for field, value in record.items()} == expected
 
