@@ -373,8 +373,10 @@ def _write_predictions(path: Path, result: Evaluation) -> None:
         for sample, prediction, references in zip(result.samples, result.predictions, result.references, strict=True):
             pictures = [np.asarray(image.value) for image in sample.messages[0].images]
             shown = pictures[0] if pictures and pictures[0].ndim == 3 else None
-            if shown is not None and not example.exists():
-                example.write_bytes(encode_png(shown))
+            if shown is not None:
+                if not example.exists():
+                    example.write_bytes(encode_png(shown))
+                shown = np.concatenate(pictures, axis=1)  # several, as a video's frames, side by side
             row: dict[str, Any] = {
                 "id": sample.id,
                 "image": None if shown is None else base64.b64encode(encode_png(shown)).decode(),

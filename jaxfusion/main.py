@@ -10,9 +10,13 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jaxfusion.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxfusion.config import Config
+    from jaxfusion.data.messages import Image
 
 EPILOG = """\
 Any value of the config can be set here: --config.train.num_steps=2000 --config.model.vision=vit-tiny
@@ -28,6 +32,7 @@ examples:
   jaxfusion --config configs/quickstart.py
   jaxfusion --mode evaluate --workdir runs/quickstart
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
+  jaxfusion --mode generate --workdir runs/moving_digits --video clip.mp4
   jaxfusion --mode generate --workdir runs/quickstart --input photos/ --output captions.jsonl
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
@@ -84,6 +89,7 @@ USED_BY = {
     "workdir": ("train", "evaluate", "generate", "export", "serve", "chat"),
     "checkpoint": ("serve", "chat"),
     "image": ("generate",),
+    "video": ("generate",),
     "prompt": ("generate",),
     "input": ("generate",),
     "shard": ("generate",),
@@ -121,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--image", action="append", metavar="FILE", help="generate: an image to look at; may be given several times"
+    )
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        help="generate: a video to look at, in frames taken as config.data.frames and so on say",
     )
     parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
     parser.add_argument(
@@ -235,7 +246,8 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     use_compilation_cache()
     model, params = load_run(workdir)
     prompts = [prepare_text(args.prompt, config.data.languages[0], config.data)]
-    images = [args.image] if args.image else None
+    seen = [*(args.image or ()), *(_frames(args.video, config) if args.video else ())]
+    images = [seen] if seen else None
     if config.model.decoder.kind == "pooled-classifier":
         (text,) = classify(model, params, prompts, images, labels=read_labels(workdir))
     else:
@@ -255,14 +267,22 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(postprocess(text) if config.evaluate.postprocess else text)
 
 
+def _frames(path: str, config: "Config") -> "list[Image]":
+    """Of a video, as the run's data are read."""
+    from jaxfusion.data.frames import frames_of
+
+    return frames_of(path, None, config.data, config.model, lambda frame: frame, "--video")
+
+
 def _generate_all(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from jaxfusion.bulk.job import bulk_run
     from jaxfusion.compilation_cache import use_compilation_cache
 
     if args.output is None:
         raise UserError("--output: none was given; name a .jsonl file for the answers to --input")
-    if args.image:
-        raise UserError("--image: the pictures are those of --input; leave it out")
+    for name in ("image", "video"):
+        if getattr(args, name):
+            raise UserError(f"--{name}: the pictures are those of --input; leave it out")
     config, workdir = _trained(args, overrides)
     use_compilation_cache()
     shard = None if args.shard is None else _shard(args.shard)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxfusion.config import Config, to_dict
 from jaxfusion.config.model import Network
+from jaxfusion.config.run import DataConfig
 from jaxfusion.data.prepared import About, Prepared, Setting, check_settings
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
@@ -25,6 +26,9 @@ from jaxfusion.training.trainable import trained_paths
 DATA = ("name", "train_split", "task", "label", "languages", "modalities", "segment_words", "remove_stop_words")
 
 FILES = ("path", "fields", "labels")
+
+# Of videos; those that are as they are by default count as not there, so that what was prepared before stays good.
+VIDEOS = ("frames", "frame_sampling", "fps", "frame_times")
 
 # What all networks that read pixels count as, where pixels are prepared.
 NETWORK = "any network"
@@ -42,6 +46,12 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
     found = {f"config.data.{name}": _plain(getattr(config.data, name)) for name in DATA}
     # Those of files alone, so that what was prepared before there were any stays good.
     found |= {f"config.data.{name}": _plain(value) for name in FILES if (value := getattr(config.data, name))}
+    default = DataConfig()
+    found |= {
+        f"config.data.{name}": value
+        for name in VIDEOS
+        if (value := getattr(config.data, name)) != getattr(default, name)
+    }
     found["the number of records"] = num_records
     found["what the decoder predicts"] = layout.predict
     if isinstance(model.tokenizer, TrainedTokenizer):

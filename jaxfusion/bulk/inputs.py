@@ -25,7 +25,7 @@ Fields = Mapping[str, Any]
 Parse = Callable[[], Fields]
 
 # Of a record; whatever else it holds is left alone.
-FIELDS = ("id", "image", "images", "prompt", "messages")
+FIELDS = ("id", "image", "images", "video", "video_times", "prompt", "messages")
 
 # Rows of a Parquet file that are in memory at once; they may hold pictures.
 PARQUET_ROWS = 32

@@ -18,6 +18,7 @@ from jaxfusion.bulk.output import Answers, open_answers, shard_path
 from jaxfusion.bulk.record import conversation
 from jaxfusion.config import Config, to_dict
 from jaxfusion.config.run import GenerateConfig
+from jaxfusion.data.frames import frames_of
 from jaxfusion.data.prepared import Setting
 from jaxfusion.data.tasks import prepare_text
 from jaxfusion.errors import UserError
@@ -100,6 +101,9 @@ class Job:
                 self.prompt,
                 prepare=lambda text: prepare_text(text, data.languages[0], data),
                 see=partial(read_images, self.model),
+                watch=lambda video, times: frames_of(
+                    video, times, data, self.model.config, lambda frame: read_images(self.model, frame)[0], "video"
+                ),
             )
             segment = prompt_segment(self.model, messages)
         except UserError as error:

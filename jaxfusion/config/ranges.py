@@ -20,6 +20,7 @@ LEAST = {
     "train.log_every": 0,
     "data.row_length": 1,
     "data.images_per_row": 0,
+    "data.frames": 1,
     "data.max_bad_records": 0,
     "data.weight": 0.0,
     "data.epochs": 0.0,
@@ -54,6 +55,8 @@ def check_ranges(config: Any) -> None:
     """Raises UserError, by the setting's full name, for a number that means nothing."""
     for name, least in LEAST.items():
         _check(name, attrgetter(name)(config), least)
+    if config.data.fps <= 0:
+        raise UserError(f"config.data.fps: {config.data.fps} is no rate; use more than 0 frames a second")
     for index, rule in enumerate(config.train.rules):
         if not rule.globs:
             raise UserError(f"config.train.rules[{index}].globs: there is none; say what it is for, as in 'vision/*'")

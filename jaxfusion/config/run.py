@@ -65,6 +65,12 @@ class DataConfig:
     # JPEGs much larger than the vision's input are decoded at a half, a quarter or an eighth of their size. Never where
     # a checkpoint says how pictures are prepared, whose very pixels are then kept.
     scaled_decode: bool = True
+    # Of a record's video its frames are consecutive images: at most so many, evenly over its length ("uniform"), or, if
+    # these are fewer, `fps` a second, or those that the file stores whole ("keyframes"). See docs/data.md.
+    frames: int = 8
+    frame_sampling: Literal["uniform", "fps", "keyframes"] = "uniform"
+    fps: float = 1.0
+    frame_times: bool = True  # each frame's time as text before it, as in "0.5s", where it is known
     segment_words: bool = False  # Chinese text goes through word segmentation
     remove_stop_words: bool = False  # cuts into words too; negations stay
 

@@ -76,7 +76,7 @@ def hide(ids: Sequence[int], hidden: Sequence[bool], tokenizer: Tokenizer) -> In
 def _turn(message: Message) -> Turn:
     """Texts that touch are one, so that no two of them make up a special token."""
     content: list[Turn] = []
-    for part in message.parts:
+    for part in message.told:
         if isinstance(part, Image):
             content.append({"type": "image"})
         elif content and content[-1]["type"] == "text":

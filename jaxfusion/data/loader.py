@@ -12,8 +12,9 @@ from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.config.run import DataConfig
 from jaxfusion.data.bad_records import BadRecords
 from jaxfusion.data.best_fit import Room, images_per_row
-from jaxfusion.data.images import read_image
-from jaxfusion.data.messages import Sample
+from jaxfusion.data.frames import frames_of
+from jaxfusion.data.images import read_image, resize_image
+from jaxfusion.data.messages import Image, Sample
 from jaxfusion.data.order import visits_of
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.prepared import Columns, Prepared, columns_of
@@ -103,11 +104,11 @@ class Reader:
             record = {name: value for name, value in record.items() if name != PART}
         return samples_of(record, data, self._images(record, decode), list(labels))
 
-    def _images(self, record: Any, decode: bool) -> list[np.ndarray] | None:
+    def _images(self, record: Any, decode: bool) -> list[Image] | None:
         if self.model.vision is None or "image" not in self.data.modalities:
             return None
         if isinstance(self.model.vision, LookupConfig):
-            return [self._image_id(record)]
+            return [Image(self._image_id(record))]
         if isinstance(self.model.vision, FeaturesConfig):
             raise UserError(
                 "config.model.vision: no data set here holds features; give them in Batch.images, or use a network"
@@ -118,16 +119,27 @@ class Reader:
             entries = [record["image"]]
         else:
             entries = []
-        return [self._see(entry, record) if decode else np.zeros(0, np.uint8) for entry in entries]
+        where = name_of(record, self.data)
+        images = [Image(self._picture(entry, where) if decode else np.zeros(0, np.uint8)) for entry in entries]
+        if record.get("video") is not None:
+            video, times = record["video"], record.get("video_times")
+            images += frames_of(video, times, self.data, self.model, self._see, where, decode=decode)
+        return images
 
-    def _see(self, entry: Any, record: Any) -> np.ndarray:
-        size = self.model.vision.image_size
+    def _picture(self, entry: Any, where: str) -> np.ndarray:
         try:
-            if self.pixels:
-                return self.pixels(read_image(entry))
-            return read_image(entry, size if self.data.scaled_decode else None, size)
+            return self._see(entry)
         except UserError as error:
-            raise RecordError(name_of(record, self.data), str(error)) from error
+            raise RecordError(where, str(error)) from error
+
+    def _see(self, entry: Any) -> np.ndarray:
+        """A file, its bytes, or pixels of any size, as the vision room takes them."""
+        size = self.model.vision.image_size
+        if isinstance(entry, np.ndarray):
+            return self.pixels(entry) if self.pixels else resize_image(entry, size)
+        if self.pixels:
+            return self.pixels(read_image(entry))
+        return read_image(entry, size if self.data.scaled_decode else None, size)
 
     def _image_id(self, record: Any) -> np.ndarray:
         number, size = int(record["image_id"]), self.model.vision.num_images

@@ -8,9 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Image:
-    """One image as the vision room takes it: uint8[H, W, 3] pixels, an id, or float[K, D] features."""
+    """One image as the vision room takes it: uint8[H, W, 3] pixels, an id, or float[K, D] features.
+
+    time: of a video's frame, in seconds, where the model is to be told: it is written before the frame.
+    """
 
     value: np.ndarray
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class Message:
     @property
     def images(self) -> list[Image]:
         return [part for part in self.parts if isinstance(part, Image)]
+
+    @property
+    def told(self) -> tuple[Part, ...]:
+        """The parts, with the times of frames as text before them: "0.5s"."""
+        return tuple(
+            piece
+            for part in self.parts
+            for piece in ((f"{part.time:.1f}s", part) if isinstance(part, Image) and part.time is not None else (part,))
+        )
 
     @property
     def text(self) -> str:

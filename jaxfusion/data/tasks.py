@@ -17,6 +17,7 @@ from jaxfusion.data.turns import (
     named_no_more,
     parse_conversation,
     parse_messages,
+    spread,
     with_pictures_placed,
     without_places,
 )
@@ -27,15 +28,16 @@ Record = Mapping[str, Any]
 
 
 def samples_of(
-    record: Record, config: DataConfig, pictures: Sequence[np.ndarray] | None, labels: list[str]
+    record: Record, config: DataConfig, pictures: Sequence[np.ndarray | Image] | None, labels: list[str]
 ) -> list[Sample]:
     """The record's samples in every language of the config, in a fixed order.
 
-    pictures: what the vision room takes, as many as the record has, or None to leave them out.
+    pictures: what the vision room takes, as many as the record has, then its video's frames, as Image where their times
+              are told; None to leave them out.
     labels:   names of the classes, for the task "classify".
     Raises RecordError for a record without what the task reads, or with something else in its place.
     """
-    images = None if pictures is None else tuple(map(Image, pictures))
+    images = pictures if pictures is None else tuple(p if isinstance(p, Image) else Image(p) for p in pictures)
     if config.task in OF_PICTURES and images == ():
         raise _bad(record, config, f"it has no picture, which the task {config.task!r} reads")
     if config.task != "dialogue":
@@ -115,7 +117,11 @@ def _dialogue(record: Record, images: tuple[Image, ...] | None, language: str, c
             messages = parse_messages(record["messages"], prepare, ("user", "assistant", "system"))
         else:
             messages = parse_conversation(_field(record, "conversations", config), prepare)
-        placed, _ = with_pictures_placed(named_no_more(messages), record.get("images") or images or ())
+        messages, own = named_no_more(messages), record.get("images") or images or ()
+        if record.get("video") is not None and not record.get("images"):
+            own = own or ("video",)  # one place, where frames are left out
+            messages = spread(messages, len(own))
+        placed, _ = with_pictures_placed(messages, own)
     except RecordError:
         raise
     except UserError as error:

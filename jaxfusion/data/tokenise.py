@@ -2,6 +2,7 @@
 
 language model      <bos> [image ...] question <sep> answer <eos>, or as the checkpoint's chat template has it; a prompt
                     to a checkpoint that has none, and that no run has trained, is the text alone
+a video's frames    <bos> 0.0s [image] 0.5s [image] ...       where their times are known and told
 a document of text  <bos> text <eos>, all of it learned, whatever the template
 token classifier    <bos> text with <mask>s <eos>             targets: the text without masks
 pooled classifier   <bos> [image ...] text <eos>              target: the class, at the last position
@@ -76,7 +77,7 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, layout: Layout) -> Segment:
         return _conversation(sample.messages, tokenizer, layout)
     message = sample.messages[0]
     images = [image.value for image in message.images]
-    ids, hidden = _parts(message.parts, tokenizer, layout)
+    ids, hidden = _parts(message.told, tokenizer, layout)
     tokens = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int32)
     weights = np.zeros(len(tokens), np.float32)
     if layout.predict == "class":
@@ -119,7 +120,7 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
 
 def _bare(message: Message, tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
     """For a model to go on with, as transformers would ask it."""
-    ids, hidden = _parts(message.parts, tokenizer, layout)
+    ids, hidden = _parts(message.told, tokenizer, layout)
     tokens = [*tokenizer.prefix, *chat.hide(ids, hidden, tokenizer)] or [tokenizer.bos_id]
     return chat.LaidOut(np.array(tokens, np.int32), np.zeros(len(tokens), bool))
 
@@ -132,7 +133,7 @@ def _document(message: Message, tokenizer: Tokenizer) -> chat.LaidOut:
 def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
     tokens, learned = [tokenizer.bos_id], [False]
     for message in messages:
-        ids, hidden = _parts(message.parts, tokenizer, layout)
+        ids, hidden = _parts(message.told, tokenizer, layout)
         is_answer = message.role == "assistant"
         tokens += [*chat.hide(ids, hidden, tokenizer), tokenizer.eos_id if is_answer else tokenizer.sep_id]
         learned += [is_answer] * len(ids) + [is_answer]

@@ -5,6 +5,7 @@ OpenAI's messages:  [{"role": "user", "content": [{"type": "image"}, {"type": "t
 LLaVA's, ShareGPT's: [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +23,8 @@ SPEAKERS = {
     "system": "system",
 }
 
-# Where a picture stands in a turn of LLaVA's.
-IMAGE = "<image>"
+# Where a picture, or a video, stands in a turn of LLaVA's.
+IMAGE = re.compile("<image>|<video>")
 
 Prepare = Callable[[str], str]
 
@@ -59,7 +60,7 @@ def _parts(content: Any, name: str, prepare: Prepare) -> tuple[str | Place, ...]
         match part:
             case {"type": "text", "text": text}:
                 parts.append(prepare(text_of(text, name)))
-            case {"type": "image" | "image_url"}:
+            case {"type": "image" | "image_url" | "video"}:
                 parts.append(Place(entry_of(part)))
             case _:
                 raise UserError(f"{name}: parts are {{'type': 'text', 'text': ...}} or {{'type': 'image'}}; correct it")
@@ -82,7 +83,7 @@ def parse_conversation(turns: Any, prepare: Prepare) -> list[Message]:
         role = SPEAKERS.get(turn.get("from")) if isinstance(turn, dict) and isinstance(turn.get("from"), str) else None
         if role is None:
             raise UserError(f"{name}.from: an object with one of {', '.join(SPEAKERS)} is wanted; correct it")
-        first, *others = text_of(turn.get("value"), f"{name}.value").split(IMAGE)
+        first, *others = IMAGE.split(text_of(turn.get("value"), f"{name}.value"))
         texts = [first, *others] if not others else [first.rstrip(), *(text.strip() for text in others)]
         parts: list[str | Place] = []
         for text in texts:
@@ -108,6 +109,21 @@ def with_pictures_placed(messages: Sequence[Message], own: Sequence[Any]) -> tup
         raise UserError(f"messages: they have places for {free} images and the record has {len(own)}; give as many")
     unplaced = iter(own if free else ())
     return messages, [next(unplaced) if place.entry is None else place.entry for place in places]
+
+
+def spread(messages: Sequence[Message], number: int) -> list[Message]:
+    """The one place that messages have for a video, as places for so many frames; as they are where it is not one."""
+    if sum(isinstance(part, Place) for message in messages for part in message.parts) != 1:
+        return list(messages)
+    return [
+        replace(
+            message,
+            parts=tuple(
+                piece for part in message.parts for piece in ([part] * number if isinstance(part, Place) else [part])
+            ),
+        )
+        for message in messages
+    ]
 
 
 def filled(messages: Sequence[Message], pictures: Sequence[Any]) -> tuple[Message, ...]:

@@ -12,6 +12,7 @@ from jaxfusion.config.run import CacheDtype
 from jaxfusion.data.messages import Image, Message
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
+from jaxfusion.data.video import Video
 from jaxfusion.errors import UserError
 from jaxfusion.generation.answer import Answer, Request
 from jaxfusion.generation.beams import Beams, beam_search
@@ -39,7 +40,8 @@ def generate(
     checkpoint without a chat template goes on with the text itself, as in transformers.
 
     prompts: texts; "" where the image alone is the prompt.
-    images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images.
+    images:  one entry a prompt: a path, encoded bytes, uint8[H, W, 3], None, or a list of these; None: no images. Or
+             what `read_video` gives, whose frames' times the model is told; those of a list it is not.
     seed:    of what is drawn: one for all, of which each prompt's place makes its own, or one a prompt.
     stop:    texts before the first of which an answer ends.
     cache_dtype: of keys and values: "compute", the model's own; or "bfloat16" or "int8", which take less memory.
@@ -82,10 +84,17 @@ def user_messages(model: Model, prompts: Sequence[str], images: Sequence[Any] | 
     if images is not None and len(images) != len(prompts):
         raise UserError(f"images: {len(images)} entries for {len(prompts)} prompts; give one (or None) for each prompt")
     given = [None] * len(prompts) if images is None else images
-    return [
-        Message("user", (*(Image(image) for image in read_images(model, entry)), prompt))
-        for prompt, entry in zip(prompts, given, strict=True)
-    ]
+    return [Message("user", (*_seen(model, entry), prompt)) for prompt, entry in zip(prompts, given, strict=True)]
+
+
+def _seen(model: Model, entry: Any) -> list[Image]:
+    """What `generate` takes for one prompt, as the model's vision takes it, frames with their times."""
+    if isinstance(entry, Video):
+        entry = [Image(frame, float(time)) for frame, time in zip(*entry, strict=True)]
+    entries = entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]
+    times = [value.time if isinstance(value, Image) else None for value in entries]
+    arrays = read_images(model, [value.value if isinstance(value, Image) else value for value in entries])
+    return [Image(array, time) for array, time in zip(arrays, times, strict=True)]
 
 
 def answer_messages(

@@ -18,7 +18,11 @@ def ask(fields):
         pictures.extend(entries)
         return [np.array(place) for place in range(len(entries))]
 
-    messages = conversation(fields, Path("at"), "default", str.upper, see)
+    def watch(video, times):
+        pictures.extend([(video, time) for time in times])
+        return [Image(np.array(len(pictures) - len(times) + place)) for place in range(len(times))]
+
+    messages = conversation(fields, Path("at"), "default", str.upper, see, watch)
     return [
         (message.role, [pictures[int(part.value)] if isinstance(part, Image) else part for part in message.parts])
         for message in messages
@@ -31,6 +35,18 @@ def test_pictures_stand_before_the_prompt():
     assert ask({"images": ["a.jpg", b"png"], "prompt": "x"}) == [("user", [Path("at/a.jpg"), b"png", "X"])]
     assert ask({"image": {"bytes": b"png", "path": "a.png"}, "prompt": ""}) == [("user", [b"png", ""])]
     assert ask({"image": {"bytes": None, "path": "/a.png"}, "prompt": None}) == [("user", [Path("/a.png"), "DEFAULT"])]
+
+
+def test_a_videos_frames_stand_before_the_prompt_or_in_its_place():
+    video, text = Path("at/a.mp4"), {"type": "text", "text": "x"}
+    fields = {"video": "a.mp4", "video_times": [0, 1]}
+    assert ask(fields) == [("user", [(video, 0), (video, 1), "DEFAULT"])]
+    messages = [{"role": "user", "content": [text, {"type": "video"}, text]}]
+    assert ask(fields | {"messages": messages}) == [("user", ["X", (video, 0), (video, 1), "X"])]
+    with pytest.raises(UserError, match="video: the record has images as well; leave one of them out"):
+        ask(fields | {"image": "a.jpg"})
+    with pytest.raises(UserError, match="video: a path is wanted and it is 5; correct it"):
+        ask({"video": 5})
 
 
 def test_pictures_stand_where_messages_have_places_for_them():
@@ -62,7 +78,7 @@ def test_pictures_stand_where_messages_have_places_for_them():
         ({"messages": "x"}, "messages: a list is wanted"),
         ({"messages": [{"role": "system", "content": "x"}]}, r"messages\[0\].role: "),
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content: a text is wanted"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, r"messages\[0\].content: parts are"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, r"messages\[0\].content: parts are"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: the last one is not the user's"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}], "images": ["a", "b"]},

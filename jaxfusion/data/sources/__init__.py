@@ -25,7 +25,7 @@ from jaxfusion.errors import RecordError, UserError
 HELD_OUT = 20
 
 # What columns may be called that tasks read, before a language or an s.
-FIELDS = ("id", "image", "caption", "text", "question", "answer", "label", "conversation", "message")
+FIELDS = ("id", "image", "video", "caption", "text", "question", "answer", "label", "conversation", "message")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,11 @@ from jaxfusion.errors import UserError
 # Of image files that `read_image` reads.
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 
+# Of videos.
+VIDEOS = frozenset(
+    (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv", ".wmv", ".ogv")
+)
+
 # Files that a process keeps open at once; more are opened anew each time.
 KEPT_OPEN = 256
 

@@ -25,8 +25,16 @@ def picture_of(entry: Any, root: Path) -> Path | bytes:
     raise UserError(f"image: a path is wanted and it is {entry!r:.40}; correct it")
 
 
+def video_of(entry: Any, root: Path) -> Path | bytes | list[Path | bytes]:
+    """As `picture_of`: a video's file, or a list of its frames."""
+    try:
+        return [picture_of(frame, root) for frame in entry] if isinstance(entry, list) else picture_of(entry, root)
+    except UserError as error:
+        raise UserError(str(error).replace("image", "video", 1)) from None
+
+
 def finished(record: dict[str, Any], where: str, root: Path, names: Mapping[str, str]) -> dict[str, Any]:
-    """The record with its pictures as `images`, a list of paths and bytes, and with its origin.
+    """The record with its pictures as `images`, a list of paths and bytes, its video as one, and with its origin.
 
     Those that its messages name are among them, in their order. Raises RecordError for what names no picture.
     names: further ones for fields, see `jaxfusion.data.sources.joined.with_names`.
@@ -40,9 +48,14 @@ def finished(record: dict[str, Any], where: str, root: Path, names: Mapping[str,
         own += rest
     try:
         images = [picture_of(entry, root) for entry in own]
+        video = {} if record.get("video") is None else {"video": video_of(record["video"], root)}
     except (UserError, TypeError) as error:
         raise RecordError(where, str(error)) from None
-    return {name: value for name, value in record.items() if name != "image"} | {"images": images, "origin": where}
+    return {name: value for name, value in record.items() if name != "image"} | {
+        "images": images,
+        **video,
+        "origin": where,
+    }
 
 
 def _image_parts(messages: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Tar shards in WebDataset's layout: `webdataset`. Files of one name up to its first dot are a record.
 
-Pictures by their endings; .txt is `text`, .cls `label`; a .json's fields are the record's own, as in `json`.
+Pictures and videos by their endings; .txt is `text`, .cls `label`; a .json's fields are the record's own, as in `json`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfusion.data.sources.files import PICTURES, Reading
+from jaxfusion.data.sources.files import PICTURES, VIDEOS, Reading
 from jaxfusion.data.sources.index import Index, indexed
 from jaxfusion.data.sources.joined import Finish, Record
 from jaxfusion.data.sources.objects import parse_object
@@ -113,6 +113,8 @@ def fields_of(parts: Sequence[Part], where: str) -> dict[str, Any]:
             fields.setdefault("label", int(text) if text.isdecimal() else text)
         elif suffix in PICTURES:
             pictures.append(content)
+        elif suffix in VIDEOS:
+            fields.setdefault("video", content)
     return fields | ({"image": None, "images": pictures} if pictures else {})
 
 
