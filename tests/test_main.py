@@ -18,12 +18,14 @@ import openai
 import pytest
 from PIL import Image
 
-from jaxfusion import load
+from jaxfusion import generate, load
 from jaxfusion.data.images import read_image
+from jaxfusion.data.video import FrameSampling, read_video
 from jaxfusion.errors import UserError
 from jaxfusion.generation.engine import Engine
 from jaxfusion.main import main
 from jaxfusion.models.int8 import has_int8
+from tests.data.test_video import clip
 
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.py")
@@ -190,6 +192,29 @@ def test_bad_images_are_named(run, fails, tmp_path):
         line = fails("--mode", "generate", "--workdir", workdir, "--image", path)
         assert path.name in line
         assert ";" in line  # the mend
+
+
+def test_a_video_is_its_frames(run, fails, tmp_path, capsys):
+    workdir, _ = run
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(clip())
+    asked = [
+        "--mode",
+        "generate",
+        "--workdir",
+        str(workdir),
+        "--video",
+        str(video),
+        "--config.generate.max_new_tokens=16",
+    ]
+    assert main(asked) == 0
+    images = [read_video(video, FrameSampling())]
+    assert capsys.readouterr().out == generate(*load(workdir), [""], images, max_new_tokens=16)[0] + "\n"
+    video.write_bytes(clip()[:300])
+    assert re.search("--video: the video .*clip.mp4 (is truncated|holds no)", fails(*asked))
+    assert "--video: --mode chat does not use it" in fails("--mode", "chat", *asked[2:])
+    line = fails(*asked, "--input", tmp_path, "--output", tmp_path / "a.jsonl")
+    assert "--video: the pictures are those of --input; leave it out" in line
 
 
 def test_a_directory_is_answered_in_bulk(run, fails, tmp_path, capsys):
