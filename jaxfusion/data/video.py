@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxfusion.data.images import resize_image
 from jaxfusion.errors import UserError
 
 # Only these demuxers may see a file: others open further files and addresses that the file names (playlists).
@@ -327,6 +326,8 @@ class _GoodFrames:
 
 def _stacked(frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "T H W 3"]:
     """Some files change the size of their frames on the way; then all are as large as the first."""
+    from jaxfusion.data.images import resize_image
+
     return np.stack([resize_image(frame, frames[0].shape[:2]) for frame in frames])
 
 
