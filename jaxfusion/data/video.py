@@ -101,8 +101,7 @@ def read_video(
     name = f"the video ({len(source):,} bytes)" if isinstance(source, bytes) else f"the video {os.fspath(source)}"
     with _opened(source, name) as opener:
         index = _indexed(opener)
-        if index is not None and len(index.pts):
-            places = index.choose(sampling)
+        if index is not None and len(index.pts) and len(places := index.choose(sampling)):
             if not decode and not index.broken:
                 return Video(np.zeros((len(places), 0, 0, 3), np.uint8), index.times[places])
             frames = _sought(opener, index, places, see)
@@ -112,6 +111,10 @@ def read_video(
         if not len(index.pts):
             raise UserError(f"{name} holds no frame that can be decoded; replace it with a whole one")
         places = index.choose(sampling)
+        if not len(places):
+            raise UserError(
+                f"{name} marks no frame as a keyframe; take frames uniformly, or replace it with a whole one"
+            )
         if index.broken and len(places) < sampling.frames:
             raise UserError(
                 f"{name} breaks off after {index.end:.2f} s, which gives {len(places)} of {sampling.frames} frames; "

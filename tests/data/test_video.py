@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxfusion.data.images import resize_image
-from jaxfusion.data.video import FrameSampling, _GoodFrames, choose_listed, read_video
+from jaxfusion.data.video import FrameSampling, _GoodFrames, _Index, choose_listed, read_video
 from jaxfusion.errors import UserError
 
 HEIGHT, WIDTH, NUMBER = 32, 48, 30
@@ -183,6 +183,13 @@ def test_no_damage_but_an_error_of_ours():
             assert str(error).startswith("the video (") and "\n" not in str(error)
         else:
             assert video.frames.dtype == np.uint8 and np.all(np.diff(video.times) > 0)
+
+
+def test_a_video_without_keyframes_is_refused_where_these_are_wanted(monkeypatch):
+    made = _Index.of
+    monkeypatch.setattr(_Index, "of", lambda rows, *others: made([(*row[:2], False) for row in rows], *others))
+    with pytest.raises(UserError, match="marks no frame as a keyframe; take frames uniformly"):
+        read_video(clip(), FrameSampling(kind="keyframes"))
 
 
 def test_what_is_no_video_is_refused_by_name(tmp_path):
