@@ -22,7 +22,7 @@ from jaxfusion.config.model import TransformerDecoderConfig
 from jaxfusion.config.run import CacheDtype, Weights
 from jaxfusion.errors import UserError
 from jaxfusion.generation.sampling import GREEDY, Sampling, Samplings, draw, seed_keys
-from jaxfusion.models.alike import by_tiles, rows_alike
+from jaxfusion.models.alike import FEW, MANY, by_tiles, rows_alike
 from jaxfusion.models.int8 import is_int8, quantise_kernel
 from jaxfusion.models.kv_cache import KVCache
 from jaxfusion.models.stack import Unstacked
@@ -145,7 +145,7 @@ def prefill(
     num_rows, params = batch.tokens.shape[0], decoding_params(params)
     real = batch.segment_ids > 0
     cache = empty_cache(model, num_rows, num_positions, cache_dtype)
-    with rows_alike(exact(model)):
+    with rows_alike(_tile(model, MANY)):
         logits, cache, visual = apply(model, params, batch.replace(prompt_mask=real), cache, method="prefill")
     # Tokens beyond the vocabulary are dropped: padding goes there.
     places = jnp.where(real, batch.tokens, logits.shape[-1])
@@ -166,7 +166,7 @@ def prefill_part(
     Returns the logits of what comes next. Only of a model that `reads_in_parts`.
     """
     params, batch = decoding_params(params), batch.replace(positions=batch.positions + starts[:, None])
-    with rows_alike(exact(model)):
+    with rows_alike(_tile(model, MANY)):
         return apply(model, params, batch, starts, cache, method="prefill_after")
 
 
@@ -234,7 +234,7 @@ def decode_block(
     def advance(carry: tuple[Array, Chosen, DecodeState]) -> tuple[Array, Chosen, DecodeState]:
         step, chosen, state = carry
         seen = (state.visual, state.image_segment_ids)
-        with rows_alike(exact(model)):
+        with rows_alike(_tile(model, FEW)):
             logits, cache = apply(model, params, state.last, state.length, state.cache, *seen, method="extend")
         # A row that has ended stands still, and writes to the same place of its cache again.
         length = jnp.where(state.ended, state.length, state.length + 1)
@@ -257,7 +257,7 @@ def _choose(
     """Each row's next token, N = 1, and the state with it."""
     wanted, rows = state.wanted, jnp.arange(logits.shape[0])
     token = draw(logits, state.seen, wanted.samplings, wanted.keys, state.count)
-    with rows_alike(exact(model)):
+    with rows_alike(_tile(model, FEW)):
         total = by_tiles(partial(jax.nn.logsumexp, axis=-1), logits[:, None])[:, 0]
     logprob = logits[rows, token] - total
     top = _most_probable(logits, total, wanted.top & ~state.ended, num_top)
@@ -289,9 +289,9 @@ def _most_probable(
     return jax.lax.cond(jnp.any(wanted), look, nothing)
 
 
-def exact(model: Model) -> bool:
-    """Whether what a row answers is to be the same to the last bit, whatever stands beside it; see `models.alike`."""
-    return model.config.dtype == "float32"
+def _tile(model: Model, size: int) -> int:
+    """The size where what a row answers is to be the same to the last bit, whatever stands beside it; else 0."""
+    return size if model.config.dtype == "float32" else 0
 
 
 def looks_back(model: Model) -> bool:

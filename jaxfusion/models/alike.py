@@ -19,13 +19,13 @@ from flax import linen as nn
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int, Shaped
 
-# Positions that are taken together: of rows with one each, as in decoding, where rows are few; and of prompts.
+# Positions that are taken together: where each row has one, as in decoding, since rows are few; and of prompts.
 FEW, MANY = 8, 64
 
 # Keys that are read together.
 CHUNK = 32
 
-_active: ContextVar[bool] = ContextVar("rows_alike", default=False)
+_tile: ContextVar[int] = ContextVar("tile", default=0)
 
 
 class PositionWise:
@@ -36,28 +36,33 @@ POSITION_WISE = (PositionWise, nn.Dense, nn.DenseGeneral, nn.LayerNorm, nn.RMSNo
 
 
 @contextmanager
-def rows_alike(active: bool = True) -> Iterator[None]:
-    """Within it, what is traced has this property, or, inactive, has not."""
-    token = _active.set(active)
+def rows_alike(tile: int) -> Iterator[None]:
+    """Within it, what is traced has this property. tile: positions that are taken together; 0: within it, it has not.
+
+    It cannot be told from shapes: a prompt may be padded to one position only, and a picture be one token.
+    """
+    token = _tile.set(tile)
     try:
         yield
     finally:
-        _active.reset(token)
+        _tile.reset(token)
 
 
 def is_active() -> bool:
-    return _active.get()
+    return _tile.get() > 0
 
 
-def by_tiles(function: Callable[..., Any], *arrays: Shaped[Array, "B T ..."]) -> Any:
+def by_tiles(function: Callable[..., Any], *arrays: Shaped[Array, "B T ..."], tile: int = 0) -> Any:
     """function(*arrays), which takes each position by itself, of a fixed number of positions at a time.
 
     The first of the arrays holds floats. Arrays of such shapes, or a tree of them, are returned.
+    tile: of these arrays, where they are no row's own positions.
     """
     if not is_active():
         return function(*arrays)
+    tile = tile or _tile.get()
     num_rows, length = arrays[0].shape[:2]
-    num_positions, tile = num_rows * length, FEW if length == 1 else MANY
+    num_positions = num_rows * length
     num_tiles = -(-num_positions // tile)
 
     def cut(x: Array) -> Array:
@@ -69,7 +74,7 @@ def by_tiles(function: Callable[..., Any], *arrays: Shaped[Array, "B T ..."]) ->
         return y.reshape(-1, *y.shape[3:])[:num_positions].reshape(num_rows, length, *y.shape[3:])
 
     def of_one(*tiles: Array) -> Any:
-        with rows_alike(False):  # there is nothing left to cut
+        with rows_alike(0):  # there is nothing left to cut
             return function(*tiles)
 
     return jax.tree.map(whole, _one_after_another(of_one, tuple(map(cut, arrays))))
@@ -130,7 +135,7 @@ def attend(
     """Attention over intervals, in tiles of queries and chunks of keys; as `attention.attention` says."""
     num_rows, num_queries, num_heads, head_dim = query.shape
     num_groups = key.shape[2]
-    tile = 1 if num_queries == 1 else MANY
+    tile = 1 if _tile.get() == FEW else MANY
     query = query.reshape(*query.shape[:2], num_groups, -1, head_dim)
     query, start, end = (_cut(part, tile) for part in (query, start, end))
     key, value = (_cut(part, CHUNK) for part in (key, value))

@@ -5,6 +5,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxfusion.config.model import AttentionKernel
+from jaxfusion.models.alike import MANY, by_tiles
 from jaxfusion.models.attention import Interval, attention
 from jaxfusion.models.remat import named
 
@@ -28,7 +29,8 @@ class CrossAttention(nn.Module):
         def heads(source: Array, name: str) -> Array:
             return nn.DenseGeneral((self.num_heads, width // self.num_heads), dtype=self.dtype, name=name)(source)
 
-        query, key, value = heads(x, "query"), heads(context, "key"), heads(context, "value")
+        query = heads(x, "query")
+        key, value = by_tiles(lambda context: (heads(context, "key"), heads(context, "value")), context, tile=MANY)
         query, key, value = named(query, "query"), named(key, "key"), named(value, "value")
         mixed = attention(query, key, value, interval, implementation=self.implementation)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(named(mixed, "attention"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxfusion.models.alike import by_tiles
+from jaxfusion.models.alike import FEW, by_tiles
 
 
 class Output(nn.Module):
@@ -20,7 +20,7 @@ class Output(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes))
         matrix = kernel.astype(self.dtype)
-        return by_tiles(lambda x: jnp.einsum("btd,dv->btv", x, matrix, preferred_element_type=jnp.float32), x)
+        return by_tiles(lambda x: jnp.einsum("btd,dv->btv", x, matrix, preferred_element_type=jnp.float32), x, tile=FEW)
 
 
 def pool_segments(

@@ -5,7 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import TextEmbeddingConfig
-from jaxfusion.models.alike import by_tiles
+from jaxfusion.models.alike import FEW, by_tiles
 
 
 class TextEmbedding(nn.Module):
@@ -45,4 +45,4 @@ class TextEmbedding(nn.Module):
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of each token by the transposed table, summed in float32."""
         table = self.embedding.astype(self.dtype)
-        return by_tiles(lambda x: jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32), x)
+        return by_tiles(lambda x: jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32), x, tile=FEW)

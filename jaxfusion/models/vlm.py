@@ -111,7 +111,7 @@ class VisualLanguageModel(nn.Module):
         (vision, seen), (projector, projected) = self.vision.unbind(), self.projector.unbind()
 
         def see(image: Array) -> Array:
-            with alike.rows_alike(False):  # all images are of one size
+            with alike.rows_alike(0):  # all images are of one size
                 with inside(self.vision.path):
                     tokens = vision.apply(seen, image, method=look)
                 with inside(self.projector.path):
