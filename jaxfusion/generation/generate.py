@@ -134,6 +134,8 @@ def answer_segments(
     num_rows: answers that grow at once; 0: all. settings: of `answer_requests`.
     Raises UserError for a prompt that with its answer is longer than the model's context.
     """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens: {max_new_tokens} was given; an answer has 1 token at least")
     _check_context(model, segments, max_new_tokens)
     if len(seeds) != len(segments):
         raise UserError(f"seed: {len(seeds)} were given for {len(segments)} prompts; give one for all, or one a prompt")

@@ -46,6 +46,8 @@ def test_prompts_with_and_without_images_share_a_call(generator):
 def test_bad_calls_are_named(generator):
     with pytest.raises(UserError, match="images: 1 entries for 2 prompts"):
         jaxfusion.generate(*generator, ["a", "b"], [None], max_new_tokens=5)
+    with pytest.raises(UserError, match="max_new_tokens: 0 was given"):
+        jaxfusion.generate(*generator, ["word " * 20], max_new_tokens=0)
     with pytest.raises(UserError, match="exceeds the model's context of 64"):
         jaxfusion.generate(*generator, ["word " * 20], max_new_tokens=5)
     model, params = generator
