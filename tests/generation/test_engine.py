@@ -18,7 +18,7 @@ from jaxfusion.training.compilations import counted_compilations
 from tests.generation.test_decode import continued
 from tests.models.test_vlm import CASES, make_model, random_params, random_segment
 
-EOS = (5, 7)
+EOS, LONGEST = (5, 7), 40
 SETTINGS = (
     Sampling(),
     Sampling(temperature=1.5, top_k=12),
@@ -32,15 +32,15 @@ def random_request(rng, model, max_images=1) -> Request:
         segment=segment._replace(prompt_mask=np.ones_like(segment.prompt_mask)),
         sampling=SETTINGS[rng.integers(len(SETTINGS))],
         seed=int(rng.integers(100)),
-        limit=int(rng.integers(1, 40)),
+        limit=int(rng.integers(1, LONGEST)),
     )
 
 
 def alone(model, params, request: Request) -> list[int]:
     segment = request.segment
     batch = pack([[segment]], 32, model.config.tokens_per_image)
-    settings = {"max_new_tokens": request.limit, "sampling": request.sampling, "seed": request.seed}
-    tokens = jaxfusion.generate_tokens(model, params, batch, eos_token_id=EOS, **settings)[0].tolist()
+    settings = {"max_new_tokens": LONGEST, "sampling": request.sampling, "seed": request.seed}  # one program for all
+    tokens = jaxfusion.generate_tokens(model, params, batch, eos_token_id=EOS, **settings)[0, : request.limit].tolist()
     ends = [place for place, token in enumerate(tokens) if token in EOS]
     return tokens[: ends[0] + 1] if ends else tokens
 
