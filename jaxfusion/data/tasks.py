@@ -18,6 +18,7 @@ from jaxfusion.data.turns import (
     parse_conversation,
     parse_messages,
     spread,
+    text_of,
     with_pictures_placed,
     without_places,
 )
@@ -244,7 +245,10 @@ def _decoded(value: Any, record: Record, name: str, config: DataConfig) -> str:
         raise _bad(record, config, f"{name!r} holds {value!r:.40} and should be a text; correct it")
     if not str(text).strip():
         raise _bad(record, config, f"{name!r} is empty; correct it")
-    return str(text)
+    try:
+        return text_of(str(text), repr(name))
+    except UserError as error:
+        raise _bad(record, config, str(error)) from None
 
 
 def _bad(record: Record, config: DataConfig, reason: str) -> RecordError:

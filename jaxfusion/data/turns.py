@@ -148,6 +148,12 @@ def without_places(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def text_of(value: Any, name: str) -> str:
+    """Raises UserError, by the field's name, for what is no text that can be written down."""
     if not isinstance(value, str):
         raise UserError(f"{name}: a text is wanted and it is {value!r:.40}; correct it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may hold a half of a surrogate pair, which no tokenizer takes
+        broken = value[error.start]
+        raise UserError(f"{name}: character {error.start} is a lone surrogate, {broken!a}; correct it") from None
     return value

@@ -105,7 +105,27 @@ def test_a_field_that_is_missing_is_named_with_those_there_are():
 
 
 TURN = {"from": ["a"], "value": 1}
-ODD = [None, True, 5, 1e400, b"\xff", "", " ", [], {}, [None], [[]], [{}], [["a"], 3], {"from": 1}, [TURN]]
+HALF = "a \ud83d b"  # of a surrogate pair
+ODD = [
+    None,
+    True,
+    5,
+    1e400,
+    b"\xff",
+    "",
+    " ",
+    HALF,
+    [HALF],
+    [{"from": "gpt", "value": HALF}],
+    [],
+    {},
+    [None],
+    [[]],
+    [{}],
+    [["a"], 3],
+    {"from": 1},
+    [TURN],
+]
 WHOLE = {
     "caption": {"caption": "a"},
     "question_answer": {"questions": ["a?", "b?"], "answers": [["a"], "b"]},
@@ -125,6 +145,7 @@ def test_whatever_stands_in_a_field_is_a_sample_or_refused_by_its_record(task):
             try:
                 samples = samples_of(whole | {name: odd}, config, [PIXELS], LABELS)
                 assert all(isinstance(text, str) and text.strip() for sample in samples for text in sample.references)
+                assert all(message.text.encode() is not None for sample in samples for message in sample.messages)
             except RecordError as error:
                 assert str(error).startswith("x.json:1: ")
                 refused += 1
