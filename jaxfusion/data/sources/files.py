@@ -4,9 +4,10 @@ import glob
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 
-from jaxfusion.errors import UserError
+from jaxfusion.errors import RecordError, UserError
 
 # Of image files that `read_image` reads.
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
@@ -16,8 +17,8 @@ VIDEOS = frozenset(
     (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv", ".wmv", ".ogv")
 )
 
-# Files that a process keeps open at once; more are opened anew each time.
-KEPT_OPEN = 256
+# Files that a process keeps open at once, those that were read last; some systems allow 256.
+KEPT_OPEN = 128
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
@@ -73,26 +74,29 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 class Reading:
-    """Reads pieces of files. Threads may share it, and processes, each of which opens the files for itself."""
+    """Reads pieces of a file. Threads may share it, and processes, each of which opens the file for itself."""
 
-    def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def __getstate__(self) -> dict:
-        return {"_open": {}}
+    def read(self, start: int, size: int, where: str) -> bytes:
+        """What lies beyond the file's end is missing. Raises RecordError, by where, if the file cannot be read."""
+        try:
+            opened = _opened(self)  # held until it is read, though it may be dropped meanwhile
+            return os.pread(opened.descriptor, size, start)
+        except OSError as error:
+            raise RecordError(where, f"cannot be read ({error.strerror or error}); check the file") from None
+
+
+class _Opened:
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # os may be gone where the interpreter ends
-        for descriptor in self._open.values():
-            close(descriptor)
+        close(self.descriptor)
 
-    def read(self, path: Path, start: int, size: int) -> bytes:
-        """Raises OSError where the file cannot be read; what lies beyond its end is missing."""
-        descriptor = self._open.get(path)
-        if descriptor is not None:
-            return os.pread(descriptor, size, start)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            return os.pread(descriptor, size, start)
-        finally:
-            if len(self._open) >= KEPT_OPEN or self._open.setdefault(path, descriptor) != descriptor:
-                os.close(descriptor)
+
+# Of the whole process; a file that is opened once more is another one, since it may have been replaced.
+@lru_cache(KEPT_OPEN)
+def _opened(reading: Reading) -> _Opened:
+    return _Opened(os.open(reading.path, os.O_RDONLY))

@@ -15,9 +15,9 @@ NEW_LINE = 10
 class Lines(Sequence):
     """The lines of a file that are not blank, as bytes."""
 
-    def __init__(self, path: Path, reading: Reading | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises OSError where the file cannot be read."""
-        self.path, self._reading = path, reading or Reading()
+        self.path, self._reading = path, Reading(path)
         index = indexed(path, "lines", lambda: _look_through(path))
         self._starts, self._ends, self._numbers = index["starts"], index["ends"], index["numbers"]
 
@@ -25,8 +25,9 @@ class Lines(Sequence):
         return len(self._starts)
 
     def __getitem__(self, place: int) -> bytes:
+        """Raises RecordError where the file cannot be read any more."""
         start = int(self._starts[place])
-        return self._reading.read(self.path, start, int(self._ends[place]) - start)
+        return self._reading.read(start, int(self._ends[place]) - start, self.where(place))
 
     def number(self, place: int) -> int:
         """The line's number in the file, counted from 1, blank lines included."""

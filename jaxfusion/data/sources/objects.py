@@ -36,7 +36,7 @@ class ObjectArray(Sequence):
     """A file that is one array of objects."""
 
     def __init__(self, path: Path, finish: Finish, index: Index) -> None:
-        self.path, self._finish, self._reading = path, finish, Reading()
+        self.path, self._finish, self._reading = path, finish, Reading(path)
         self._starts, self._ends, self._numbers = index["starts"], index["ends"], index["numbers"]
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class ObjectArray(Sequence):
     def __getitem__(self, place: int) -> Record:
         where = f"{self.path}:{self._numbers[place]} (record {place})"
         start = int(self._starts[place])
-        content = self._reading.read(self.path, start, int(self._ends[place]) - start)
+        content = self._reading.read(start, int(self._ends[place]) - start, where)
         return self._finish(parse_object(content, where), where)
 
 

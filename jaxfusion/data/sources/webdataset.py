@@ -24,9 +24,9 @@ Part = tuple[str, bytes]
 class TarRecords(Sequence):
     """A shard's records: the endings and contents of their files. damaged: the bytes at which there is no header."""
 
-    def __init__(self, path: Path, reading: Reading | None = None, *, whole: bool = False) -> None:
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         """whole: refuse a tar that is damaged anywhere. Raises OSError, and tarfile.TarError where it is none."""
-        self.path, self._reading = path, reading or Reading()
+        self.path, self._reading = path, Reading(path)
         kind = "whole tar" if whole else "tar"
         index = indexed(path, kind, lambda: _look_through(path, whole))
         self._names, self._name_ends = index["names"].tobytes(), index["name_ends"]
@@ -45,13 +45,14 @@ class TarRecords(Sequence):
         return f"{self.path}:{self.name(place)}"
 
     def __getitem__(self, place: int) -> list[Part]:
-        """Raises RecordError where the shard ends within one of the files."""
+        """Raises RecordError where the shard ends within one of the files, or cannot be read any more."""
         parts = []
         for member in range(int(self._firsts[place]), int(self._firsts[place + 1])):
             ending, size = self._endings[self._ending_of[member]], int(self._sizes[member])
-            content = self._reading.read(self.path, int(self._starts[member]), size)
+            where = f"{self.where(place)}.{ending}"
+            content = self._reading.read(int(self._starts[member]), size, where)
             if len(content) < size:
-                raise RecordError(f"{self.where(place)}.{ending}", "the tar ends within it; copy it again")
+                raise RecordError(where, "the tar ends within it; copy it again")
             parts.append((ending, content))
         return parts
 

@@ -1,6 +1,8 @@
 """Each format as its own tools write it, read back record by record."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -133,11 +135,16 @@ def test_webdataset_shards_are_read_by_pattern(tmp_path):
     assert again == found
 
 
+def write_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
 @pytest.mark.parametrize("format", ["ustar", "gnu", "pax"])
 def test_tars_of_every_kind_have_the_members_that_tarfile_finds(tmp_path, format):
-    import io
-    import tarfile
-
     from jaxfusion.data.sources.tar import members_of
 
     path, formats = tmp_path / "x.tar", {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": None}
@@ -257,6 +264,41 @@ def test_a_large_file_is_looked_through_once(tmp_path, monkeypatch):
     kept.write_bytes(b"damaged")
     path.write_text("three\n")  # another file now
     assert list(lines.Lines(path)) == [b"three"]
+
+
+def test_many_files_are_not_all_kept_open(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from jaxfusion.data.sources.files import KEPT_OPEN
+
+    here = Path("/proc/self/fd")
+    if not here.exists():
+        pytest.skip("who has which files open is told by Linux")
+    number = 2 * KEPT_OPEN
+    for n in range(number):
+        (tmp_path / f"{n:03}.txt").write_text(f"{n}\n")
+    before = len(list(here.iterdir()))
+    found, _ = read("text", tmp_path)
+    assert [record["text"] for record in found] == [str(n) for n in range(number)]
+    assert len(list(here.iterdir())) <= before + KEPT_OPEN
+    train, _, _ = open_format(DataConfig(name="text", path=str(tmp_path), test_path=str(tmp_path)))
+    with ThreadPoolExecutor(8) as threads:  # files are closed that another thread may be reading
+        places = [*range(number)] * 4
+        assert list(threads.map(lambda place: int(train[place]["text"]), places)) == places
+    assert len(list(here.iterdir())) <= before + KEPT_OPEN
+
+
+def test_files_that_cannot_be_read_any_more_are_bad_records(tmp_path):
+    write_tar(tmp_path / "x.tar", {"a.txt": b"a"})
+    (tmp_path / "x.txt").write_text("a\n")
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "x.json").write_text('[{"text": "a"}]')
+    for name, kind in (("webdataset", "tar"), ("text", "txt"), ("json", "jsonl"), ("json", "json")):
+        path = str(tmp_path / f"x.{kind}")
+        train, _, _ = open_format(DataConfig(name=name, path=path, test_path=path))
+        Path(path).unlink()
+        with pytest.raises(RecordError, match=rf"x\.{kind}:.*: cannot be read \(No such file or directory\)"):
+            train[0]
 
 
 def test_bad_rows_are_named_and_others_read(tmp_path):
