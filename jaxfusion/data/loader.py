@@ -20,7 +20,7 @@ from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.prepared import Columns, Prepared, columns_of
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.sources import FORMATS, open_files, open_format, tfds
-from jaxfusion.data.sources.mixture import PART, Mixture, shares_of
+from jaxfusion.data.sources.mixture import Mixture, shares_of
 from jaxfusion.data.tasks import name_of, samples_of
 from jaxfusion.data.tokenise import Layout, Segment, pieces, tokenise
 from jaxfusion.data.visits import groups_of, visit
@@ -76,7 +76,7 @@ class Reader:
 
     pixels: what a checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
     bad:    what becomes of records that nothing can be learned from.
-    parts:  settings and names of classes for records of a mixture, see `Dataset`.
+    parts:  settings and names of classes for the records of a mixture's parts, see `Dataset`.
     """
 
     data: DataConfig
@@ -88,20 +88,19 @@ class Reader:
 
     def read(self, source: Sequence[Any], place: int, *, decode: bool = True) -> list[Sample]:
         """The samples of a source's record; none of one that is left out. Raises UserError where it may not be."""
+        part = source.part_of(place) if isinstance(source, Mixture) else None
         try:
-            return self.samples(source[place], decode=decode)
+            return self.samples(source[place], part, decode=decode)
         except RecordError as error:
             self.bad.leave_out(error)
             return []
 
-    def samples(self, record: Any, *, decode: bool = True) -> list[Sample]:
-        """decode: False puts something without pixels in the pictures' place, where only sizes matter.
+    def samples(self, record: Any, part: int | None = None, *, decode: bool = True) -> list[Sample]:
+        """part: of a mixture, that the record is of. decode: False puts something without pixels in the pictures'
+        place, where only sizes matter.
 
         Raises RecordError for a record, or a picture of it, that is broken."""
-        data, labels = self.data, self.labels
-        if PART in record:
-            data, labels = self.parts[record[PART]]
-            record = {name: value for name, value in record.items() if name != PART}
+        data, labels = (self.data, self.labels) if part is None else self.parts[part]
         return samples_of(record, data, self._images(record, decode), list(labels))
 
     def _images(self, record: Any, decode: bool) -> list[Image] | None:

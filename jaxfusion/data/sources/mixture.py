@@ -9,9 +9,6 @@ from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.sources.joined import Joined, Record
 from jaxfusion.errors import UserError
 
-# In a record: the number of the data set that it is from.
-PART = "part"
-
 
 class Mixture(Joined):
     """The records of several data sets, one set after the other. shares: of the visits, one in all."""
@@ -25,10 +22,8 @@ class Mixture(Joined):
         return int(self._ends[number]) - len(self.parts[number])
 
     def part_of(self, place: int) -> int:
+        """The number of the data set that a place is of."""
         return int(np.searchsorted(self._ends, place, side="right"))
-
-    def __getitem__(self, place: int) -> Record:
-        return super().__getitem__(place) | {PART: self.part_of(place)}
 
 
 def shares_of(

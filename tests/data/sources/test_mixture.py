@@ -83,6 +83,17 @@ def test_parts_have_their_tasks_and_bad_records_are_replaced_by_their_own(tmp_pa
     assert {dataset.test[place]["text"] for place in range(40)} == {f"text {n}" for n in range(40)}
 
 
+def test_records_may_have_whatever_fields_they_like(tmp_path):
+    rows = [{"part": part, "text": "a"} for part in (0, 1, "two")]
+    (tmp_path / "parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = f"{tmp_path}/parts.jsonl"
+    config, dataset = opened(tmp_path, name="json", path=path, test_path=path)
+    reader = Reader(config.data, config.model, dataset.labels, parts=dataset.parts)
+    for source in (dataset.train, dataset.test):
+        assert [reader.read(source, place)[0].reference for place in range(3)] == ["a"] * 3
+    assert reader.read(dataset.train, 3)[0].reference == "said 0"
+
+
 def test_built_in_data_may_be_among_them(tmp_path, small_data):
     scenes = {"name": "digit_scenes", "data_dir": str(small_data), "task": "question_answer", "path": ""}
     config, dataset = opened(tmp_path, scenes)
