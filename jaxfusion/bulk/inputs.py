@@ -150,8 +150,9 @@ def _members(path: Path) -> Input:
 
 
 def _together(parts: Sequence[Part], where: str) -> Fields:
-    found = fields_of(parts, where)
+    texts = [(ending, content) for ending, content in parts if ending.rpartition(".")[2].lower() == "txt"]
+    found = fields_of([part for part in parts if part not in texts], where)
     fields = {name: value for name, value in found.items() if name in FIELDS}
-    if "text" in found and not fields.keys() & {"prompt", "messages"}:
-        fields["prompt"] = found["text"]
+    if texts and not fields.keys() & {"prompt", "messages"}:
+        fields["prompt"] = fields_of(texts, where)["text"]
     return fields

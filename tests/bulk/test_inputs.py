@@ -75,10 +75,14 @@ def test_members_of_a_tar_are_joined_by_name(tmp_path):
         "a/2.txt": b"not this",
         "a/2.cls": b"7",
         "3.json": b"{",
+        "4.json": json.dumps({"text": "the answer", "id": 4}).encode(),
+        "5.json": json.dumps({"text": "the answer"}).encode(),
+        "5.txt": b"what?",
     }
     found = open_input(write_tar(tmp_path / "shard.tar", members))
-    assert found.ids == ["a/1", "a/2", "3"]
-    parsed = dict(found.read(range(3)))
+    assert found.ids == ["a/1", "a/2", "3", "4", "5"]
+    parsed = dict(found.read(range(5)))
+    assert (parsed[3](), parsed[4]()) == ({"id": 4}, {"prompt": "what?"})
     assert parsed[0]() == {"prompt": "what?", "image": None, "images": [b"jpg"]}
     assert parsed[1]() == {"prompt": "both?", "image": None, "images": [b"left", b"right"]}
     with pytest.raises(UserError, match=r"shard.tar:3.json: not JSON"):
