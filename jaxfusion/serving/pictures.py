@@ -1,22 +1,19 @@
 """Pictures in requests: from a data URL, or a host that may be asked, to pixels, and nothing larger than allowed."""
 
-import base64
-import binascii
 import io
-import re
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from jaxfusion.config.run import ServeConfig
+from jaxfusion.data.data_url import PREFIX, content_of
 from jaxfusion.data.images import read_image
 from jaxfusion.errors import UserError
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.remote import fetch
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w-]+=[\w.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 
 # Each scan of a JPEG passes over the whole picture, however few bytes it has. Encoders write about ten, and a
 # thumbnail's come on top.
@@ -29,14 +26,14 @@ def read_picture(url: str, settings: ServeConfig, param: str) -> UInt8[np.ndarra
     param: the field, for the errors.
     Raises ApiError for a URL of another kind, for one that may not be asked, and what `decode` refuses.
     """
-    if prefix := DATA_URL.match(url):
+    if prefix := PREFIX.match(url):
         length = len(url) - prefix.end()
         if length > -(-settings.max_image_bytes // 3) * 4:
             raise _too_large(settings, param)
         try:
-            data = base64.b64decode(url[prefix.end() :].encode("ascii"), validate=True)
-        except (binascii.Error, UnicodeEncodeError):
-            raise ApiError(400, f"{param}: the data URL is not in base64", param=param) from None
+            data = content_of(url)
+        except UserError as error:
+            raise ApiError(400, f"{param}: {error}", param=param) from None
     elif url[:8].lower() == "https://" and settings.image_hosts:
         data = fetch(url, settings.image_hosts, settings.max_image_bytes, param)
     else:

@@ -1,12 +1,16 @@
-"""A record's pictures, however it names them: a path, bytes, Parquet's {"bytes", "path"}, one or a list."""
+"""A record's pictures, however it names them: a path, a data URL, bytes, Parquet's {"bytes", "path"}, one or a list."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxfusion.data.data_url import content_of
 from jaxfusion.data.sources.joined import with_names
 from jaxfusion.data.turns import entry_of
 from jaxfusion.errors import RecordError, UserError
+
+# Longer than any system's, and too long for an error.
+LONGEST_PATH = 2**12
 
 
 def picture_entries(record: Mapping[str, Any]) -> list[Any]:
@@ -21,7 +25,16 @@ def picture_of(entry: Any, root: Path) -> Path | bytes:
     if isinstance(entry, bytes):
         return entry
     if isinstance(entry, str) and entry:
-        return root / entry
+        try:
+            content = content_of(entry)
+        except UserError as error:
+            raise UserError(f"image: {error}; correct it") from None
+        if content is not None:
+            return content
+        if entry[:8].lower().startswith(("http://", "https://")):
+            raise UserError(f"image: {entry:.100} is on another host; download it, and give its path")
+        if len(entry) <= LONGEST_PATH:
+            return root / entry
     raise UserError(f"image: a path is wanted and it is {entry!r:.40}; correct it")
 
 

@@ -1,5 +1,6 @@
 """Each format as its own tools write it, read back record by record."""
 
+import base64
 import io
 import json
 import tarfile
@@ -200,6 +201,22 @@ def test_text_is_lines_or_files(tmp_path):
     ]
     found, _ = read("documents", tmp_path)
     assert [record["text"] for record in found] == ["one\n\n  two é \nthree", "four"]
+
+
+def test_pictures_may_stand_in_data_urls(tmp_path):
+    path = tmp_path / "x.jsonl"
+    url = "data:image/png;base64," + base64.b64encode(picture(3)).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    rows = [{"image": url}, {"messages": [{"role": "user", "content": [part]}]}, {"video": [url]}]
+    odd = ["data:image/png;base64,é", "data:image/svg+xml,<svg/>", "http://here.net/" + "x" * 10**5, "x/" * 10**5]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *({"image": one} for one in odd)]))
+    train, _, _ = open_format(DataConfig(name="json", path=str(path), test_path=str(path)))
+    assert [seen(train[place]) for place in range(2)] == [[color_of(3)]] * 2
+    assert train[2]["video"] == [picture(3)]
+    for place, reason in enumerate(["not in base64", "not in base64", "is on another host", "a path is wanted"], 3):
+        with pytest.raises(RecordError, match=reason) as caught:
+            train[place]
+        assert len(caught.value.reason) < 200
 
 
 def test_fields_are_taken_from_where_records_have_them(tmp_path):
