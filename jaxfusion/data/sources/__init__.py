@@ -74,10 +74,10 @@ class Unreadable(Sequence):
         raise RecordError(self.error.where, self.error.reason)
 
 
-def _each(open_one: Callable[[Path, Options], Sequence[Record]]) -> Open:
+def _each(open_one: Callable[[Path, Options], Sequence[Record]]) -> Callable[[Sequence[Path], Options], Joined]:
     """Opens files one by one; one that is not of its format is a bad record."""
 
-    def open_all(paths: Sequence[Path], options: Options) -> Sequence[Record]:
+    def open_all(paths: Sequence[Path], options: Options) -> Joined:
         return Joined([_opened(partial(open_one, path, options), path) for path in paths])
 
     return open_all
@@ -105,7 +105,9 @@ def _open_parquet(paths: Sequence[Path], options: Options) -> Sequence[Record]:
     def open_one(path: Path, options: Options) -> Sequence[Record]:
         return parquet.Parquet(path, options.finish_of(path), wanted, options.label, groups)
 
-    return _each(open_one)(paths, options)
+    source = _each(open_one)(paths, options)
+    groups.keep(source.blocks.window)  # the least of all files'
+    return source
 
 
 def _open_json(path: Path, options: Options) -> Sequence[Record]:

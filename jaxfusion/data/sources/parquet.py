@@ -31,8 +31,12 @@ class Groups:
     reads it."""
 
     def __init__(self) -> None:
-        self.kept = FEWEST + 2
+        self.keep(FEWEST)
         self._start()
+
+    def keep(self, window: int) -> None:
+        """window: how many are taken at a time; readers ahead are in the next window already."""
+        self.kept = window + 2
 
     def _start(self) -> None:
         self._tables: OrderedDict[tuple[Path, int], Any] = OrderedDict()
@@ -126,7 +130,6 @@ class Parquet(Sequence):
         with _named(str(path), "it"):
             self._rows, self.path, self._finish = ParquetRows(path, wanted, groups), path, finish
         self.labels, self.blocks = self._rows.class_names.get(label, ()), self._rows.blocks
-        groups.kept = max(groups.kept, self.blocks.window + 2)  # readers ahead are in the next window already
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -156,6 +156,29 @@ def test_row_groups_are_read_a_window_at_a_time(tmp_path, monkeypatch):
     assert [visits_of(dataset.train, 6)[n] for n in range(NUMBER)] != [visits[n] for n in range(NUMBER)]
 
 
+def test_no_more_row_groups_are_kept_than_the_largest_allow(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    from jaxfusion.data.sources import parquet
+
+    kept = []
+    read_group = parquet.ParquetRows.read_group
+    monkeypatch.setattr(
+        parquet.ParquetRows,
+        "read_group",
+        lambda self, group: kept.append(len(self._groups._tables)) or read_group(self, group),
+    )
+    monkeypatch.setattr(parquet, "WINDOW_BYTES", 2**16)
+    for name, texts in {"a": ["short"] * 4, "b": ["long" * 2**12 + str(n) for n in range(NUMBER)]}.items():
+        write_table(pyarrow.table({"text": texts}), tmp_path / f"{name}.parquet", row_group_size=1)
+    dataset, _, _ = opened({"name": "parquet", "path": str(tmp_path), "task": "text"}, test_path=str(tmp_path))
+    assert dataset.train.blocks.window == parquet.FEWEST
+    for place in range(len(dataset.train)):
+        dataset.train[place]
+    assert max(kept) == parquet.FEWEST + 2
+
+
 def test_bad_records_are_refused_by_file_and_line(tmp_path):
     settings = write_json(tmp_path)
     (tmp_path / "7.png").write_bytes(b"no picture")
