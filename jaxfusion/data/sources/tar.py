@@ -10,13 +10,20 @@ BLOCK = tarfile.BLOCKSIZE
 LOOKED_AT = 1024
 # Longer names and headers are damage.
 LONGEST = 2**20
+LONGEST_NUMBER = 20
 
 EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 SKIPPED = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+# Links, directories and the like: whatever size they tell, nothing stands behind their headers.
+EMPTY = frozenset(kind for kind in tarfile.SUPPORTED_TYPES if kind not in tarfile.REGULAR_TYPES) - {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
 
 
 class Member(NamedTuple):
-    """A file in the tar. start: of its content. size: -1 where something that is no header stands at `start`."""
+    """A file in the tar. start: of its content. size: more than is there of a file that the tar ends within; -1 where
+    something that is no header stands at `start`."""
 
     name: str
     start: int
@@ -45,16 +52,26 @@ def members_of(path: Path, *, whole: bool = False) -> Iterator[Member]:
                     raise tarfile.ReadError(f"no header at byte {broken:,}; is it an uncompressed tar?")
                 yield Member("", broken, -1)
                 continue
-            size = int(given.get("size", header.size)) if header.isreg() else header.size
-            content, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
+            size = 0 if header.type in EMPTY else header.size
+            if header.isreg():
+                size = int(given.get("size", size))
+            content = at + BLOCK
+            if content + size > end:
+                if whole:
+                    raise tarfile.ReadError("it ends within a file")
+                if header.isreg():
+                    yield Member(given.get("path", header.name), content, end - content + 1)
+                else:
+                    yield Member("", at, -1)
+                at, given = _next_header(file, content, end), {}  # where the size alone is wrong there is one
+                continue
+            at = content + -(-size // BLOCK) * BLOCK
             if header.type in EXTENDED:
                 given |= _extended(file, content, size)
             elif header.type == tarfile.GNUTYPE_LONGNAME:
                 given |= {"path": _read(file, content, size).split(b"\0")[0].decode(errors="surrogateescape")}
             elif header.type not in SKIPPED:
                 if header.isreg():
-                    if whole and content + size > end:
-                        raise tarfile.ReadError("it ends within a file")
                     yield Member(given.get("path", header.name), content, size)
                 given = {}
         if whole and at > end:
@@ -93,13 +110,17 @@ def _extended(file: BinaryIO, start: int, size: int) -> dict[str, str]:
     found, content = {}, _read(file, start, size)
     while content:
         length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(content):
+        if not _is_number(length) or not 0 < int(length) <= len(content):
             break
         key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
-        if key == b"path" or (key == b"size" and value.isdigit()):
+        if key == b"path" or (key == b"size" and _is_number(value)):
             found[key.decode()] = value.decode(errors="surrogateescape")
         content = content[int(length) :]
     return found
+
+
+def _is_number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= LONGEST_NUMBER
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:

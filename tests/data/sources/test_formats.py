@@ -156,12 +156,44 @@ def test_tars_of_every_kind_have_the_members_that_tarfile_finds(tmp_path, format
             info.size = 700 * n % 1400
             archive.addfile(info, io.BytesIO(bytes([n]) * info.size))
         link = tarfile.TarInfo("link.txt")
-        link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
+        link.type, link.linkname, link.size = tarfile.SYMTYPE, "a.txt", 1000  # which is nothing's
         archive.addfile(link)
+        folder = tarfile.TarInfo("folder")
+        folder.type, folder.size = tarfile.DIRTYPE, 10**5
+        archive.addfile(folder)
+        info = tarfile.TarInfo("last.txt")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
     with tarfile.open(path) as archive:
         theirs = [(member.name, member.offset_data, member.size) for member in archive if member.isreg()]
     theirs = [one for one in theirs if not one[0].startswith("folder")]
     assert [tuple(member) for member in members_of(path) if not member.name.startswith("folder")] == theirs
+
+
+@pytest.mark.parametrize("digits", [16, 21, 5000])
+def test_sizes_beyond_the_end_of_a_tar_are_damage(tmp_path, digits):
+    def read_hurt(header, content=b""):
+        path.write_bytes(whole[:1024] + header + content + bytes(-len(content) % 512) + whole[1024:])
+        train, _, _ = open_format(DataConfig(name="webdataset", path=str(path), test_path=str(path)))
+        found, bad = [], []
+        for place in range(len(train)):
+            try:
+                found.append(train[place]["text"])
+            except RecordError as error:
+                bad.append(str(error).removeprefix(str(path)))
+        return found, bad
+
+    path, header = tmp_path / "x.tar", tarfile.TarInfo("header")
+    write_tar(path, {"a.txt": b"a", "b.txt": b"b", "c.txt": b"c"})
+    whole = path.read_bytes()
+    header.type = tarfile.XHDTYPE
+    line = b"%d size=%s\n" % (digits + 7 + len(str(digits + 7)), b"9" * digits)
+    header.size = len(line)
+    kept = (["a", "c"], [":b.txt: the tar ends within it; copy it again"]) if digits < 20 else (["a", "b", "c"], [])
+    assert read_hurt(header.tobuf(tarfile.USTAR_FORMAT), line) == kept
+    header.size = 10 ** min(digits, 26)
+    lost = ": byte 1024: a file's header is broken; write the tar again"
+    assert read_hurt(header.tobuf(tarfile.GNU_FORMAT)) == (["a", "b", "c"], [lost])
 
 
 def test_parquet_is_read_as_datasets_writes_it(tmp_path):
