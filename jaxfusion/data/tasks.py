@@ -131,6 +131,8 @@ def _dialogue(record: Record, images: tuple[Image, ...] | None, language: str, c
         placed.pop()
     if not placed:
         raise _bad(record, config, "nobody answers, so there is nothing to learn; leave it out")
+    if not any(message.role == "user" for message in placed):
+        raise _bad(record, config, "nobody asks before the last answer; take texts by the task 'text'")
     messages = without_places(placed) if images is None else filled(placed, images)
     for number, message in enumerate(messages):
         if message.role == "assistant" and not message.text.strip():

@@ -150,3 +150,14 @@ def test_whatever_stands_in_a_field_is_a_sample_or_refused_by_its_record(task):
                 assert str(error).startswith("x.json:1: ")
                 refused += 1
     assert refused > len(ODD) / 2
+
+
+def test_an_answer_that_nobody_asked_for_is_refused():
+    say = {"from": "gpt", "value": "a"}
+    for turns in ([say], [{"from": "system", "value": "s"}, say], [say, {"from": "human", "value": "?"}]):
+        with pytest.raises(RecordError, match=r"^x\.json:1: nobody asks before the last answer"):
+            record = {"origin": "x.json:1", "images": ["x.png"], "conversations": turns}
+            samples_of(record, DataConfig(task="dialogue"), [PIXELS], [])
+    turns = [say, {"from": "human", "value": "?"}, say]  # as ShareGPT's often begin
+    (sample,) = samples_of({"origin": "x", "conversations": turns}, DataConfig(task="dialogue"), None, [])
+    assert [message.role for message in sample.messages] == ["assistant", "user", "assistant"]
