@@ -133,7 +133,7 @@ def open_vqa(paths: Sequence[Path], root: Path | None) -> list[Sequence[Record]]
             questions.append(path)
         else:
             found = read_lists(path, ("annotations",))["annotations"]
-            answers |= {entry.get("question_id"): entry for entry in found if isinstance(entry, dict)}
+            answers |= {entry["question_id"]: entry for entry in found if _has_number(entry)}
     if not questions or not answers:
         missing = "questions" if not questions else "annotations"
         raise UserError(
@@ -141,6 +141,10 @@ def open_vqa(paths: Sequence[Path], root: Path | None) -> list[Sequence[Record]]
             "'vqa/{questions,annotations}.json'"
         )
     return [Questions(path, root or path.parent, answers) for path in questions]
+
+
+def _has_number(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("question_id"), int)
 
 
 def checked(entry: Any, form: dict[str, type], where: str) -> dict[str, Any]:
@@ -161,9 +165,12 @@ def checked(entry: Any, form: dict[str, type], where: str) -> dict[str, Any]:
 def read_lists(path: Path, names: Sequence[str]) -> dict[str, Any]:
     """A file's object. Where it is damaged, those of its lists that were asked for, with what is broken marked in them.
 
-    Raises UserError where one of the lists is not there.
+    Raises RecordError where the file cannot be read, and UserError where one of the lists is not there.
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecordError(str(path), f"cannot be read ({error.strerror or error}); check the file") from None
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):

@@ -100,6 +100,16 @@ def test_vqa_joins_questions_and_ten_answers(tmp_path):
     assert all(Path(record["images"][0]).exists() for record in found)
     with pytest.raises(UserError, match=r"^config\.data\.path: none of .* has VQA's annotations; name both files"):
         read("vqa", tmp_path / "v2_questions.json")
+    content = json.loads((tmp_path / "v2_annotations.json").read_text())
+    content["annotations"][0]["question_id"] = [1]
+    (tmp_path / "v2_annotations.json").write_text(json.dumps(content))
+    train, _, _ = open_format(DataConfig(name="vqa", path=str(tmp_path), test_path=str(tmp_path)))
+    with pytest.raises(RecordError, match="question 10000: no annotation answers it"):
+        train[0]
+    (tmp_path / "v2_folder.json").mkdir()  # which nobody can read as a file
+    (tmp_path / "v2_folder.json" / "x.json").symlink_to("nothing")
+    with pytest.raises(UserError, match=r"x\.json: cannot be read \(No such file or directory\); check the file"):
+        read("vqa", tmp_path)
 
 
 def test_folders_are_classes(tmp_path):
