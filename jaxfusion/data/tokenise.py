@@ -142,13 +142,13 @@ def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) ->
 
 def pieces(segment: Segment, length: int) -> list[Segment]:
     """A document without pictures in as many parts as it takes to have no more than so many positions in each, which
-    are learned as if nothing stood before them."""
-    starts = range(0, len(segment.tokens), length)
+    are learned as if nothing stood before them. A last part from which nothing is learned is left out."""
     fields = {name: value for name, value in segment._asdict().items() if name != "images"}
-    return [
+    parts = [
         Segment(**{name: value[start : start + length] for name, value in fields.items()}, images=[])
-        for start in starts
+        for start in range(0, len(segment.tokens), length)
     ]
+    return [part for part in parts if part.loss_weights.any()] or parts[:1]
 
 
 def _parts(parts: tuple[Part, ...], tokenizer: Tokenizer, layout: Layout) -> tuple[list[int], list[bool]]:

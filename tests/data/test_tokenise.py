@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
-from jaxfusion.data.tokenise import Layout, tokenise, tokenise_prompt
+from jaxfusion.data.tokenise import Layout, pieces, tokenise, tokenise_prompt
 from jaxfusion.errors import UserError
 from jaxfusion.text.pretrained import load_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
@@ -36,6 +36,15 @@ def test_a_conversation_carries_loss_on_its_answers_alone(tokenizer):
     assert segment.prompt_mask.tolist() == [True] * 5 + [False] * 7
     assert segment.visual_index.tolist() == [-1, 0, 1] + [-1] * 9
     assert len(segment.images) == 1
+
+
+@pytest.mark.parametrize(("letters", "sizes"), [(6, [8]), (7, [8]), (8, [8, 2]), (15, [8, 8]), (16, [8, 8, 2])])
+def test_every_piece_of_a_document_teaches_something(tokenizer, letters, sizes):
+    segment = tokenise(Sample("0", "en", (answer("a" * letters),)), tokenizer, Layout(0, "place", "next"))
+    parts = pieces(segment, 8)
+    assert [len(part.tokens) for part in parts] == sizes
+    assert all(part.loss_weights.any() for part in parts)
+    assert sum(part.loss_weights.sum() for part in parts) == segment.loss_weights.sum() == letters + 1
 
 
 def test_a_prompt_is_the_conversation_up_to_the_answer(tokenizer):
