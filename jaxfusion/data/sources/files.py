@@ -45,9 +45,17 @@ def files_of(pattern: str, suffixes: Collection[str], setting: str) -> list[Path
 
 
 def files_below(directory: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files with one of the suffixes at any depth, by their path's order; what is hidden is left out."""
-    found = []
+    """Files with one of the suffixes at any depth, by their path's order; what is hidden is left out.
+
+    Links to directories are followed, to each of these once: one may lead to what it is in itself.
+    """
+    found, seen = [], set()
     for folder, folders, names in os.walk(directory, followlinks=True):
+        own = os.path.realpath(folder)
+        if own in seen:
+            folders.clear()
+            continue
+        seen.add(own)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(folder, name)

@@ -261,6 +261,17 @@ def test_pictures_may_stand_in_data_urls(tmp_path):
         assert len(caught.value.reason) < 200
 
 
+def test_a_link_to_what_it_is_in_multiplies_nothing(tmp_path):
+    (tmp_path / "data" / "deeper").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("data/a.txt", "data/deeper/b.txt", "elsewhere/c.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "data" / "deeper" / "up").symlink_to("..")
+    (tmp_path / "data" / "other").symlink_to(tmp_path / "elsewhere")
+    found, _ = read("text", tmp_path / "data")
+    assert [record["text"] for record in found] == ["data/a.txt", "data/deeper/b.txt", "elsewhere/c.txt"]
+
+
 def test_fields_are_taken_from_where_records_have_them(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"meta": {"title": "t", "all": [{"v": 1}, {"v": 2}]}, "text": "x"}) + "\n")
