@@ -35,7 +35,7 @@ from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.load import fresh_and_frozen, open_family_tokenizer, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
-from jaxfusion.provenance import check_made_for, check_tower, check_unchanged
+from jaxfusion.provenance import check_made_for, check_numbers, check_tower, check_unchanged
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
@@ -68,6 +68,9 @@ EXAMPLE = "example.png"
 
 # The prepared.json of the data that the run began with, where it had any.
 TRAINED_ON = "trained_on.json"
+
+# How many records the data have that the run began with.
+NUMBERS = "records.json"
 
 # Where a trace of a few training steps goes.
 PROFILE = "profile"
@@ -266,6 +269,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     check_run(workdir, config)
     _check_trainable(config)
     _keep_prepared(experiment)
+    check_numbers(experiment.dataset, workdir / NUMBERS, begun=has_checkpoint(workdir))
     write_json(workdir / CONFIG, to_dict(config))
     if not has_checkpoint(workdir):
         _warn_of_random_rooms(experiment)

@@ -1,6 +1,8 @@
-"""What prepared records depend on, and whether a run would make the same ones: any difference is refused by name."""
+"""What a run's records depend on, prepared ones above all, and whether it has the same ones still: any difference is
+refused by name."""
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +14,12 @@ import numpy as np
 from jaxfusion.config import Config, to_dict
 from jaxfusion.config.model import Network
 from jaxfusion.config.run import DataConfig
+from jaxfusion.data.loader import Dataset
 from jaxfusion.data.prepared import About, Prepared, Setting, check_settings
+from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
+from jaxfusion.files import write_json
 from jaxfusion.models.lora import is_adapter
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.pretrained.table import flatten
@@ -78,6 +83,27 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
         found["config.model.dtype"] = config.model.dtype
         found["config.train.frozen_dtype"] = config.train.frozen_dtype
     return found
+
+
+def check_numbers(dataset: Dataset, path: Path, *, begun: bool) -> None:
+    """Notes in a file how many records a run's data have; where it has begun, compares.
+
+    Raises UserError where there are other numbers now: its place in the data would be one in others.
+    """
+    train = dataset.train.parts if isinstance(dataset.train, Mixture) else [dataset.train]
+    names = ["config.data", *(f"config.data.others[{number}]" for number in range(len(train) - 1))]
+    found = {name: len(part) for name, part in zip(names, train, strict=True)}
+    found["config.data, held out"] = len(dataset.test)
+    if not begun:
+        write_json(path, found)
+    elif path.exists():  # runs from before this was noted go on as they did
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name, number in found.items():
+            if before.get(name) != number:
+                raise UserError(
+                    f"{name}: {number:,} records, and the run in {path.parent} began with {before.get(name, 0):,}; "
+                    "give it the same data, or choose another --workdir"
+                )
 
 
 def check_made_for(prepared: Prepared, config: Config, model: Model, num_records: int) -> None:

@@ -21,15 +21,17 @@ LOCK = ".lock"
 
 # What may differ between two calls of one run: nothing that changes the parameters.
 FREE = ("evaluate", "generate", "plan", "prepare", "serve", "parallel")
+# Where data lie, which may be moved; as many records as there were must be in them, see `jaxfusion.provenance`.
+PLACES = ("data_dir", "path", "image_root")
 FREE_SETTINGS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
     "train.remat",
     *(f"model.{room}.scan_layers" for room in ("vision", "encoder", "decoder")),
-    "data.data_dir",
     "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`
-    "data.image_root",
+    *(f"data.{name}" for name in PLACES),
+    "data.test_path",
     "data.bad_records",  # whatever is left out, all other visits stay what they were
     "data.max_bad_records",
     "data.num_threads",
@@ -111,7 +113,7 @@ def check_run(workdir: Path, config: Config) -> None:
     """Raises UserError where the directory holds a run whose parameters come from other settings than the config's."""
     if not has_checkpoint(workdir):
         return
-    theirs, ours = _flat(to_dict(read_workdir_config(workdir))), _flat(to_dict(config))
+    theirs, ours = _flat(_without_places(read_workdir_config(workdir))), _flat(_without_places(config))
     for key in sorted(theirs.keys() | ours.keys()):
         free = key.split(".")[0] in FREE or key in FREE_SETTINGS
         if not free and theirs.get(key) != ours.get(key):
@@ -119,6 +121,12 @@ def check_run(workdir: Path, config: Config) -> None:
                 f"{workdir}: it holds a run with config.{key} = {theirs.get(key)!r}, and here it is {ours.get(key)!r}; "
                 "choose another --workdir, or the value it was started with"
             )
+
+
+def _without_places(config: Config) -> dict[str, Any]:
+    """The config without those of data that are trained on beside others."""
+    others = tuple(replace(other, **dict.fromkeys(PLACES, "")) for other in config.data.others)
+    return to_dict(replace(config, data=replace(config.data, others=others)))
 
 
 def read_workdir_config(workdir: Path) -> Config:

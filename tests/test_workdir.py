@@ -29,7 +29,8 @@ def test_sizes_come_from_the_data_where_the_config_leaves_them_open():
 
 
 def test_a_run_may_change_what_does_not_touch_its_parameters(tmp_path):
-    config = from_dict(Config, {"model": {"vision": "vit-tiny"}, "data": {"languages": ["en", "zh"]}})
+    data = {"languages": ["en", "zh"], "others": [{"name": "text", "path": "x.txt"}]}
+    config = from_dict(Config, {"model": {"vision": "vit-tiny"}, "data": data})
     write_json(tmp_path / CONFIG, to_dict(config))
     other = from_dict(Config, {"train": {"seed": 5}})
     check_run(tmp_path, other)  # nothing is trained yet, so nothing is lost
@@ -38,7 +39,13 @@ def test_a_run_may_change_what_does_not_touch_its_parameters(tmp_path):
     assert read_workdir_config(tmp_path) == config
     free = to_dict(config) | {"evaluate": {"num_examples": 3}, "parallel": {"strategy": "pmap"}}
     free["model"]["vision"]["scan_layers"] = free["model"]["decoder"]["scan_layers"] = True
+    free["data"] |= {"path": "moved", "others": [{"name": "text", "path": "moved.txt"}]}
     check_run(tmp_path, from_dict(Config, free))
+    with pytest.raises(
+        UserError, match=r"config\.data\.others = .*'task': 'caption'.* and here it is .*'task': 'text'"
+    ):
+        others = {"others": [{"name": "text", "path": "x.txt", "task": "text"}]}
+        check_run(tmp_path, from_dict(Config, to_dict(config) | {"data": data | others}))
     with pytest.raises(UserError, match=r"config\.train\.learning_rate = 0\.001, and here it is 0\.1"):
         check_run(tmp_path, from_dict(Config, to_dict(config) | {"train": {"learning_rate": 0.1}}))
 

@@ -274,3 +274,13 @@ def test_a_run_on_texts_tells_its_perplexity_and_what_it_left_out(tmp_path):
     assert json.loads(line)["record"].endswith("x.txt:41")
     report = (tmp_path / "run" / "report.html").read_text()
     assert "Bad records left out" in report
+    # The data may have moved, but there must be as many.
+    moved = tmp_path / "moved"
+    texts.rename(moved)
+    with (moved / "x.txt").open("a") as file:
+        file.write("one more\n")
+    settings["data"]["path"] = str(moved)
+    with pytest.raises(
+        UserError, match=r"^config\.data: 40 records, and the run in .* began with 39; give it the same"
+    ):
+        train_run(from_dict(Config, settings), tmp_path / "run")
