@@ -17,10 +17,9 @@ from rich.console import Console
 
 import jaxfusion
 from jaxfusion.config import Config, to_dict
-from jaxfusion.config.model import LookupConfig
 from jaxfusion.data.bad_records import BAD_RECORDS, BadRecords
 from jaxfusion.data.images import encode_png
-from jaxfusion.data.loader import Dataset, Reader, open_dataset, settle_images_per_row, train_iterator
+from jaxfusion.data.loader import Dataset, Reader, check_lookup, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
 from jaxfusion.data.sources.mixture import Mixture
@@ -115,7 +114,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
             config = replace(config, model=with_room_for(tokenizer, config.model))
         Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
     config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
-    _check_split(config)
+    check_lookup(config.data, config.model)
     _check_others(config, dataset)
     model = open_model(config, workdir, tokenizer)
     _check_task(config)
@@ -223,15 +222,6 @@ def _warn_of_random_rooms(experiment: Experiment) -> None:
             f"or add {globs} to config.train.trainable"
         )
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_split(config: Config) -> None:
-    """Raises UserError where the held-out images would be none that the model can know."""
-    if isinstance(config.model.vision, LookupConfig) and config.data.test_split != config.data.train_split:
-        raise UserError(
-            "config.data.test_split: a lookup table knows the images of the train split alone; "
-            f"set it to {config.data.train_split!r}"
-        )
 
 
 def _check_others(config: Config, dataset: Dataset) -> None:

@@ -70,6 +70,20 @@ def open_dataset(config: DataConfig) -> Dataset:
     return replace(main, train=Mixture(sources, shares), parts=tuple(parts))
 
 
+def check_lookup(data: DataConfig, model: ModelConfig) -> None:
+    """Raises UserError where a table that knows images by their numbers would be asked for what it cannot know."""
+    if not isinstance(model.vision, LookupConfig):
+        return
+    for name, other in (("config.data", data), *((f"config.data.others[{n}]", o) for n, o in enumerate(data.others))):
+        if other.name in FORMATS:
+            raise UserError(f"{name}.name: a lookup table knows no images of files ({other.name}); use a network")
+    if data.test_split != data.train_split:
+        raise UserError(
+            "config.data.test_split: a lookup table knows the images of the train split alone; set it to "
+            f"{data.train_split!r}"
+        )
+
+
 @dataclass(frozen=True)
 class Reader:
     """What turns a record into samples: the task's settings, and pictures as the vision room takes them.

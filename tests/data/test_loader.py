@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxfusion.config import Config, from_dict
+from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.best_fit import Room
-from jaxfusion.data.loader import Reader, open_dataset, settle_images_per_row, train_iterator
+from jaxfusion.data.loader import Reader, check_lookup, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
@@ -185,3 +186,13 @@ def test_unknown_and_unprepared_data_sets_are_named(tmp_path):
         open_dataset(data(name="digit_scens"))
     with pytest.raises(UserError, match=r"config\.data\.name: mnist is not prepared in .*; run `tfds build mnist"):
         open_dataset(data(name="mnist"))
+
+
+def test_a_lookup_table_has_no_place_for_files_of_pictures():
+    lookup = from_dict(Config, {"model": {"vision": "lookup"}}).model
+    check_lookup(DataConfig(test_split="train"), lookup)
+    with pytest.raises(UserError, match=r"^config\.data\.name: a lookup table knows no images of files \(json\)"):
+        check_lookup(DataConfig(name="json", path="x.json", test_split="train"), lookup)
+    others = (OtherDataConfig(name="coco", path="x.json"),)
+    with pytest.raises(UserError, match=r"^config\.data\.others\[0\]\.name: a lookup table"):
+        check_lookup(DataConfig(others=others, test_split="train"), lookup)
