@@ -60,10 +60,11 @@ def open_dataset(config: DataConfig) -> Dataset:
         settings = {name: value for name, value in vars(other).items() if name not in ("weight", "epochs")}
         settings["data_dir"] = other.data_dir or config.data_dir
         part = replace(config, **settings, test_split=other.train_split, others=())
+        section = f"config.data.others[{number}]"
         if part.name in FORMATS:
-            source, labels = open_files(part, part.path, f"config.data.others[{number}].path", part.labels)
+            source, labels = open_files(part, part.path, f"{section}.path", part.labels)
         else:
-            source, _, labels = tfds.open_splits(part)
+            source, _, labels = tfds.open_splits(part, section)
         sources.append(source)
         parts.append((part, part.labels or labels))
     shares = shares_of((config, *config.others), [len(source) for source in sources], config.temperature)
@@ -239,15 +240,17 @@ def _good_samples(
     source: Sequence[Any], place: int, reader: Reader, rng: np.random.Generator, *, decode: bool = True
 ) -> list[Sample]:
     """Those of a record, or, where it is left out, of another one at random. Raises UserError where all are bad."""
-    first, number = 0, len(source)
+    first, number, section, data = 0, len(source), "config.data", reader.data
     if isinstance(source, Mixture):  # shares stay as they are
         part = source.part_of(place)
         first, number = source.start(part), len(source.parts[part])
+        if part:
+            section, data = f"config.data.others[{part - 1}]", reader.parts[part][0]
     for _ in range(100 + number):
         if samples := reader.read(source, place, decode=decode):
             return samples
         place = first + int(rng.integers(number))
-    raise UserError(f"config.data.path: {reader.data.path or reader.data.name} has nothing but bad records; mend them")
+    raise UserError(f"{section}.path: {data.path or data.name} has nothing but bad records; mend them")
 
 
 def prepared_columns(

@@ -31,12 +31,13 @@ FIELDS = ("id", "image", "video", "caption", "text", "question", "answer", "labe
 @dataclass(frozen=True)
 class Options:
     """root: the directory that pictures' paths start from; None: that of the file. label: the field with the class.
-    labels: of the train split, for a held-out one. names: further ones for fields."""
+    labels: of the train split, for a held-out one. names: further ones for fields. setting: that paths are of."""
 
     root: Path | None
     label: str
     labels: tuple[str, ...]
     names: Mapping[str, str]
+    setting: str
 
     def finish_of(self, path: Path) -> Finish:
         return partial(finished, root=self.root_of(path), names=self.names)
@@ -115,7 +116,7 @@ def _open_json(path: Path, options: Options) -> Sequence[Record]:
 
 
 def _open_coco(path: Path, options: Options) -> Sequence[Record]:
-    return coco.Captions(path, options.root_of(path))
+    return coco.Captions(path, options.root_of(path), options.setting)
 
 
 def _open_webdataset(path: Path, options: Options) -> Sequence[Record]:
@@ -129,7 +130,7 @@ def _open_text(path: Path, options: Options) -> Sequence[Record]:
 FORMATS: dict[str, Format] = {
     "json": Format(objects.SUFFIXES, _each(_open_json), any_fields=True),
     "coco": Format(coco.SUFFIXES, _each(_open_coco)),
-    "vqa": Format(coco.SUFFIXES, lambda paths, options: Joined(coco.open_vqa(paths, options.root))),
+    "vqa": Format(coco.SUFFIXES, lambda paths, options: Joined(coco.open_vqa(paths, options.root, options.setting))),
     "folder": Format((), lambda paths, options: Joined([Folder(path, options.labels) for path in paths])),
     "webdataset": Format(webdataset.SUFFIXES, _each(_open_webdataset), any_fields=True),
     "parquet": Format(parquet.SUFFIXES, _open_parquet, any_fields=True),
@@ -171,7 +172,7 @@ def open_files(
     if root and not root.is_dir():
         raise UserError(f"{section}.image_root: there is no directory {root}; check the path")
     names = names_of(config.fields, f"{section}.fields")
-    options = Options(root, config.label, labels, names)
+    options = Options(root, config.label, labels, names, setting)
     form = FORMATS[config.name]
     if names and not form.any_fields:
         raise UserError(f"{section}.fields: records of {config.name!r} have the same fields always; take it away")

@@ -44,9 +44,10 @@ class Broken:
 class Captions(Sequence):
     """The pictures of a captions file, and, behind them, what in it is broken."""
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, path: Path, root: Path, setting: str) -> None:
+        """setting: that the path is of, for errors."""
         self.path, self.root = path, root
-        content = read_lists(path, ("images", "annotations"))
+        content = read_lists(path, ("images", "annotations"), setting)
         self._pictures: list[tuple[int, str]] = []
         self._captions: dict[int, list[str]] = {}
         self._broken: list[tuple[str, str]] = []
@@ -86,10 +87,9 @@ class Captions(Sequence):
 class Questions(Sequence):
     """The pictures that VQA's questions are about."""
 
-    def __init__(self, path: Path, root: Path, answers: dict[int, Any]) -> None:
-        """answers: the annotations' entries, by the number of their question."""
+    def __init__(self, path: Path, root: Path, content: dict[str, Any], answers: dict[int, Any]) -> None:
+        """content: the file's object. answers: the annotations' entries, by the number of their question."""
         self.path, self.root, self._answers = path, root, answers
-        content = read_lists(path, ("questions",))
         self._split = content.get("data_subtype", "")
         by_picture: dict[Any, list[Any]] = {}
         for place, entry in enumerate(content["questions"]):
@@ -121,26 +121,26 @@ class Questions(Sequence):
         return next((path for path in paths if path.exists()), paths[0])
 
 
-def open_vqa(paths: Sequence[Path], root: Path | None) -> list[Sequence[Record]]:
+def open_vqa(paths: Sequence[Path], root: Path | None, setting: str) -> list[Sequence[Record]]:
     """Of some files, in any order, the ones with questions, joined to the answers in the others.
 
-    Raises UserError where one of the two kinds is missing.
+    setting: that the paths are of. Raises UserError where one of the two kinds is missing.
     """
     questions, answers = [], {}
     for path in paths:
-        content = read_lists(path, ())
+        content = read_lists(path, (), setting)
         if isinstance(content.get("questions"), list):
-            questions.append(path)
+            questions.append((path, content))
         else:
-            found = read_lists(path, ("annotations",))["annotations"]
+            found = _list(content, "annotations", path, setting)
             answers |= {entry["question_id"]: entry for entry in found if _has_number(entry)}
     if not questions or not answers:
         missing = "questions" if not questions else "annotations"
         raise UserError(
-            f"config.data.path: none of {', '.join(map(str, paths))} has VQA's {missing}; name both files, as in "
+            f"{setting}: none of {', '.join(map(str, paths))} has VQA's {missing}; name both files, as in "
             "'vqa/{questions,annotations}.json'"
         )
-    return [Questions(path, root or path.parent, answers) for path in questions]
+    return [Questions(path, root or path.parent, content, answers) for path, content in questions]
 
 
 def _has_number(entry: Any) -> bool:
@@ -162,8 +162,9 @@ def checked(entry: Any, form: dict[str, type], where: str) -> dict[str, Any]:
     return entry
 
 
-def read_lists(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """A file's object. Where it is damaged, those of its lists that were asked for, with what is broken marked in them.
+def read_lists(path: Path, names: Sequence[str], setting: str) -> dict[str, Any]:
+    """A file's object, in which lists of these names must be. Where it is damaged, these lists, or VQA's, with what is
+    broken marked in them.
 
     Raises RecordError where the file cannot be read, and UserError where one of the lists is not there.
     """
@@ -179,10 +180,16 @@ def read_lists(path: Path, names: Sequence[str]) -> dict[str, Any]:
         content = {name: found for name, found in content.items() if found is not None}
         if split := re.search(r'"data_subtype"\s*:\s*"(\w+)"', text):
             content["data_subtype"] = split[1]
+    content = content if isinstance(content, dict) else {}
     for name in names:
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise UserError(f"config.data.path: {path} has no list {name!r}, as a file of COCO has; name another file")
-    return content if isinstance(content, dict) else {}
+        _list(content, name, path, setting)
+    return content
+
+
+def _list(content: dict[str, Any], name: str, path: Path, setting: str) -> list[Any]:
+    if not isinstance(content.get(name), list):
+        raise UserError(f"{setting}: {path} has no list {name!r}, as a file of COCO has; name another file")
+    return content[name]
 
 
 def _salvaged(text: str, name: str) -> list[Any] | None:

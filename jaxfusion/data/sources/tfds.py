@@ -10,9 +10,12 @@ from jaxfusion.data.sources.joined import Record, Renamed, names_of
 from jaxfusion.errors import UserError
 
 
-def open_splits(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record], tuple[str, ...]]:
+def open_splits(
+    config: DataConfig, section: str = "config.data"
+) -> tuple[Sequence[Record], Sequence[Record], tuple[str, ...]]:
     """The train and the test split and the names of the classes; a built-in data set is prepared where it is missing.
 
+    section: of the whole config, for errors.
     Raises UserError where there is no such data set, or split, or it is not prepared.
     """
     import tensorflow_datasets as tfds
@@ -29,20 +32,20 @@ def open_splits(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record],
             near = difflib.get_close_matches(config.name, (*builtin.BUILTIN, *FORMATS), n=1)
             known = f"built in are {', '.join(builtin.BUILTIN)}, and formats of files are {', '.join(FORMATS)}"
             hint = f"did you mean {near[0]!r}?" if near else known
-            raise UserError(f"config.data.name: there is no data set {config.name!r}; {hint}") from None
+            raise UserError(f"{section}.name: there is no data set {config.name!r}; {hint}") from None
         except ImportError as error:  # some of TFDS's own builders are written with TensorFlow
             try:  # what they have prepared can be read without them
                 builder = tfds.core.read_only_builder.builder_from_files(config.name, data_dir=data_dir)
             except tfds.core.DatasetNotFoundError:
                 reason = " ".join(str(error).split())
                 raise UserError(
-                    f"config.data.name: TFDS cannot prepare {config.name} here ({reason}); "
-                    "prepare it where TensorFlow is installed, and give the directory as config.data.data_dir"
+                    f"{section}.name: TFDS cannot prepare {config.name} here ({reason}); "
+                    f"prepare it where TensorFlow is installed, and give the directory as {section}.data_dir"
                 ) from error
         if not builder.data_path.exists():
             raise UserError(
-                f"config.data.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name}"
-                " --file_format=array_record` or set config.data.data_dir"
+                f"{section}.name: {config.name} is not prepared in {builder.data_path}; run `tfds build {config.name}"
+                f" --file_format=array_record` or set {section}.data_dir"
             )
     features = builder.info.features
     pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -52,16 +55,14 @@ def open_splits(config: DataConfig) -> tuple[Sequence[Record], Sequence[Record],
         split = getattr(config, key)
         if split.split("[")[0] not in builder.info.splits:
             known = ", ".join(builder.info.splits)
-            raise UserError(f"config.data.{key}: {config.name} has no split {split!r}; choose from {known}")
+            raise UserError(f"{section}.{key}: {config.name} has no split {split!r}; choose from {known}")
         try:
             source = builder.as_data_source(split, decoders=decoders)
         except (ValueError, NotImplementedError) as error:  # a wrong slice, or files that are not array_record
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"config.data.{key}: cannot read {split!r} of {config.name} ({reason}); change it"
-            ) from error
+            raise UserError(f"{section}.{key}: cannot read {split!r} of {config.name} ({reason}); change it") from error
         source = source if "image_id" in features else Numbered(source, f"{config.name} {split}")
-        names = names_of(config.fields, "config.data.fields")
+        names = names_of(config.fields, f"{section}.fields")
         sources.append(Renamed(source, names) if names else source)
     classes = features[config.label].names if config.label in features else ()
     return *sources, tuple(classes)

@@ -94,6 +94,28 @@ def test_records_may_have_whatever_fields_they_like(tmp_path):
     assert reader.read(dataset.train, 3)[0].reference == "said 0"
 
 
+def test_errors_name_the_data_set_that_they_are_of(tmp_path):
+    def refuses(other, message, **settings):
+        with pytest.raises(UserError, match=message):
+            opened(tmp_path, other, **settings)
+
+    (tmp_path / "broken.json").write_text('{"images": []}')
+    broken = {"name": "coco", "path": f"{tmp_path}/broken.json", "task": "caption"}
+    refuses(broken, r"^config\.data\.others\[0\]\.path: .*broken\.json has no list 'annotations'")
+    refuses(broken | {"name": "vqa"}, r"^config\.data\.others\[0\]\.path: .*broken\.json has no list 'annotations'")
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.png"}], "annotations": []}))
+    settings = {"name": "coco", "path": str(whole), "test_path": broken["path"], "task": "caption"}
+    refuses((), r"^config\.data\.test_path: .*broken\.json has no list 'annotations'", **settings)
+    refuses({"name": "absent", "path": ""}, r"^config\.data\.others\[0\]\.name: there is no data set 'absent'")
+    (tmp_path / "bad.jsonl").write_text("bad\n")
+    config, dataset = opened(tmp_path, {"path": f"{tmp_path}/bad.jsonl", "weight": 9.0}, weight=1.0)
+    reader = Reader(config.data, config.model, (), bad=BadRecords("skip", 9), parts=dataset.parts)
+    message = r"config\.data\.others\[0\]\.path: .*/bad\.jsonl has nothing but bad records"
+    with pytest.raises(UserError, match=message):
+        next(train_iterator(dataset.train, reader, TrainedTokenizer.train(["x"], 262), batch_size=4, seed=0))
+
+
 def test_built_in_data_may_be_among_them(tmp_path, small_data):
     scenes = {"name": "digit_scenes", "data_dir": str(small_data), "task": "question_answer", "path": ""}
     config, dataset = opened(tmp_path, scenes)
