@@ -85,15 +85,26 @@ def _is_object(line: str) -> bool:
         return False
 
 
+def _keys_of_all(text: str) -> list[str]:
+    """Of a text that is one object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return list(value) if isinstance(value, dict) else []
+
+
 def index_of(content: bytes) -> Index | None:
     """Spans in bytes of the items of a file that is an array, and the lines on which they begin; None for a file of
-    lines that are an object each."""
+    lines that are an object each. Raises ValueError for one that is a single object over several lines."""
     text = content.decode(errors="surrogateescape")  # each byte that is no UTF-8 is a character, so that all count
     at = _over(text, 1 if text.startswith("\ufeff") else 0)
     if text[at : at + 1] == "[":
         at += 1
     elif any(_is_object(line) for line in text[at:].split("\n", FIRST_LINES)[:FIRST_LINES]):
         return None
+    elif keys := _keys_of_all(text[at:]):
+        raise ValueError(f"an array is wanted, and it is an object with {', '.join(map(repr, keys))}")
     else:  # an array whose first bytes are damaged
         at = max(text.find("{"), 0)
     spans = np.array(find_items(text, at), np.int64).reshape(-1, 2)

@@ -42,6 +42,6 @@ class Documents(Sequence):
 
 def _decoded(content: bytes, where: str) -> str:
     try:
-        return content.decode().strip()
+        return content.decode("utf-8-sig").strip()  # files of Windows may begin with a mark
     except UnicodeDecodeError as error:
         raise RecordError(where, f"not UTF-8 ({error}); write it again") from None

@@ -121,6 +121,6 @@ def fields_of(parts: Sequence[Part], where: str) -> dict[str, Any]:
 
 def _text(content: bytes, where: str) -> str:
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordError(where, f"not UTF-8 ({error}); write it again") from None

@@ -272,6 +272,23 @@ def test_a_link_to_what_it_is_in_multiplies_nothing(tmp_path):
     assert [record["text"] for record in found] == ["data/a.txt", "data/deeper/b.txt", "elsewhere/c.txt"]
 
 
+def test_an_object_around_an_array_is_told_apart(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"version": 1, "data": [{"text": "a"}, {"text": "b"}]}, indent=2))
+    train, _, _ = open_format(DataConfig(name="json", path=str(path), test_path=str(path)))
+    with pytest.raises(RecordError, match=r"x\.json: .*an array is wanted, and it is an object with 'version', 'data'"):
+        train[0]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for name in ("x.txt", "x.jsonl"):
+        (tmp_path / name).write_text('{"text": "é"}\n', encoding="utf-8-sig")
+    write_tar(tmp_path / "x.tar", {"a.txt": "é".encode("utf-8-sig")})
+    for name, kind in (("text", "txt"), ("documents", "txt"), ("json", "jsonl"), ("webdataset", "tar")):
+        (record,), _ = read(name, tmp_path / f"x.{kind}")
+        assert record["text"] == ("é" if kind != "txt" else '{"text": "é"}')
+
+
 def test_fields_are_taken_from_where_records_have_them(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"meta": {"title": "t", "all": [{"v": 1}, {"v": 2}]}, "text": "x"}) + "\n")
