@@ -54,6 +54,9 @@ def open_dataset(config: DataConfig) -> Dataset:
     train, test, labels = (open_format if config.name in FORMATS else tfds.open_splits)(config)
     main = Dataset(train, test, config.labels or labels)
     if not config.others:
+        for name in ("weight", "epochs", "temperature"):
+            if getattr(config, name) != getattr(DataConfig, name):
+                raise UserError(f"config.data.{name}: it shares visits out with config.data.others, and there are none")
         return main
     sources, parts = [train], [(config, main.labels)]
     for number, other in enumerate(config.others):

@@ -43,6 +43,9 @@ def test_shares_go_by_records_epochs_weights_and_temperature(tmp_path):
         shares({"epochs": 0.0})
     with pytest.raises(UserError, match=r"^config\.data\.epochs: it has a weight as well"):
         shares({"weight": 1.0}, weight=1.0, epochs=2.0)
+    for name in ("weight", "epochs", "temperature"):
+        with pytest.raises(UserError, match=rf"^config\.data\.{name}: it shares visits out with config\.data\.others"):
+            shares(others=(), **{name: 3.0})
     config, _ = opened(tmp_path)
     with pytest.raises(UserError, match=r"^config\.data\.others\[0\]\.weight: -1\.0 is too small"):
         override(config, {"data.others.0.weight": "-1"})

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,13 +63,13 @@ def write_shards(folder):
     return {"name": "webdataset", "path": f"{folder}/{{0..2}}.tar"}
 
 
-def write_parquet(folder):
+def write_parquet(folder, said="caption"):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     columns = {
         "image": [{"bytes": picture(n), "path": None} for n in range(NUMBER)],
-        "text": [f"caption {n}" for n in range(NUMBER)],
+        "text": [f"{said} {n}" for n in range(NUMBER)],
     }
     parquet.write_table(pyarrow.table(columns), folder / "x.parquet", row_group_size=4)
     return {"name": "parquet", "path": str(folder)}
@@ -130,6 +131,25 @@ def test_records_are_the_same_however_shared_out_and_resumed(tmp_path, write, mo
         visits = [iter(visits_of(copy, 0)[i::number][: NUMBER // number]) for i, copy in enumerate(copies)]
         seen = [repr(copy[place]) for copy, mine in zip(copies, visits, strict=True) for place in mine]
         assert sorted(seen) == sorted(told)
+
+
+def test_worker_processes_give_what_threads_give(tmp_path):
+    (tmp_path / "rows").mkdir()
+    settings = write_shards(tmp_path)
+    other = write_parquet(tmp_path / "rows", "row")
+    shard = tmp_path / "0.tar"
+    shard.write_bytes(shard.read_bytes().replace(picture(3), bytes(len(picture(3)))))
+    given = []
+    for number in (0, 2):
+        kept = tmp_path / f"bad{number}.jsonl"
+        dataset, reader, tokenizer = opened(settings, others=[other], bad_records="skip", num_workers=number)
+        reader = replace(reader, bad=BadRecords("skip", 1, kept), parts=dataset.parts)
+        found = take(2 * NUMBER // 4, (dataset, reader, tokenizer))
+        given.append({row for batch in found for row in rows(batch)})
+        (line,) = kept.read_text().splitlines()
+        assert json.loads(line)["record"] == f"{shard}:3"
+    assert given[0] == given[1]
+    assert len(given[0]) == 2 * NUMBER - 2  # one is held out
 
 
 def test_row_groups_are_read_a_window_at_a_time(tmp_path, monkeypatch):
