@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxfusion.models.rows import platform, row_axes
+from jaxfusion.training.distillation import SoftTargets, Told
 
 CHUNKS = 8  # at least, so that those without any loss can be skipped
 
@@ -54,11 +55,15 @@ class CrossEntropy:
 
 @struct.dataclass
 class LossSums:
-    """Sums over positions: weight * cross-entropy (nats), weight, and weight where the arg max is the target."""
+    """Sums over positions: weight * cross-entropy (nats), weight, and weight where the arg max is the target.
+
+    divergence: where a teacher speaks, weight * what the student is off from it (nats), which has a share in the loss.
+    """
 
     loss: Float[Array, ""]
     weight: Float[Array, ""]
     correct: Float[Array, ""]
+    divergence: Float[Array, ""] | None = None
 
     @property
     def mean_loss(self) -> Float[Array, ""]:
@@ -76,15 +81,22 @@ def linear_cross_entropy(
     weights: Float[Array, "B T"],
     options: CrossEntropy = CrossEntropy(),
     limits: Limits | None = None,
+    told: Told | None = None,
 ) -> LossSums:
     """The sums for the logits `hidden @ matrix.T`, which are formed in float32 from operands of hidden's dtype.
 
-    It can be differentiated once, by hidden and matrix; whichever is not asked for costs nothing.
+    Its loss can be differentiated once, by hidden and matrix; whichever is not asked for costs nothing.
     limits: None: what is fastest where it runs.
+    told: what a teacher says of the same positions and classes; see `jaxfusion.training.distillation`.
     """
     limits = limits or (ON_CPU if platform() == "cpu" else ON_GPU)
-    loss, correct = _sums(options, limits, hidden, matrix, targets, weights)
-    return LossSums(loss, jnp.sum(weights), correct)
+    arrays = (hidden, matrix, targets, weights)
+    if told is None:
+        loss, correct = _sums(options, None, limits, *arrays)
+        return LossSums(loss, jnp.sum(weights), correct)
+    limits = limits._replace(max_logits=limits.max_logits // 2)  # there are as many of the teacher's
+    loss, correct, divergence = _sums(options, told.soft, limits, *arrays, told.hidden, told.matrix)
+    return LossSums(loss, jnp.sum(weights), correct, divergence)
 
 
 def logits_loss(
@@ -118,7 +130,7 @@ def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) 
 
 
 def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, options: CrossEntropy) -> Array:
-    """The gradient of a position's loss by its logits before they are bent, of a block of the classes.
+    """The gradient of a position's cross-entropy by its logits, of a block of the classes.
 
     targets: counted from the block's first class.
     """
@@ -129,46 +141,61 @@ def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, opt
     by_logits = share - jnp.where(is_target, 1 - options.label_smoothing, 0)
     if options.label_smoothing:
         by_logits -= options.label_smoothing / vocab
-    return by_logits * (1 - (logits / options.softcap) ** 2) if options.softcap else by_logits
+    return by_logits
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sums(options: CrossEntropy, limits: Limits, *arrays: Array) -> tuple[Array, Array]:
-    return _on_mesh(options, limits, False, False, *arrays)[:2]
+def _bent(logits: Array, cap: float) -> Array:
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def _forward(options: CrossEntropy, limits: Limits, *primals: CustomVJPPrimal) -> tuple[tuple, tuple]:
+def _slope(bent: Array, cap: float) -> Array | float:
+    """The derivative of `_bent`, from what it gave."""
+    return 1 - (bent / cap) ** 2 if cap else 1.0
+
+
+Soft = SoftTargets | None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sums(options: CrossEntropy, soft: Soft, limits: Limits, *arrays: Array) -> tuple[Array, ...]:
+    return _on_mesh(options, soft, limits, False, False, *arrays)[0]
+
+
+def _forward(options: CrossEntropy, soft: Soft, limits: Limits, *primals: CustomVJPPrimal) -> tuple[tuple, tuple]:
     hidden, matrix, *_ = primals
-    loss, correct, *gradients = _on_mesh(
-        options, limits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
+    sums, *gradients = _on_mesh(
+        options, soft, limits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
     )
-    return (loss, correct), tuple(gradients)
+    return sums, tuple(gradients)
 
 
-def _backward(options: CrossEntropy, limits: Limits, gradients: tuple, cotangents: tuple) -> tuple:
+def _backward(options: CrossEntropy, soft: Soft, limits: Limits, gradients: tuple, cotangents: tuple) -> tuple:
     of_loss = cotangents[0]
+    others = (None,) * (2 if soft is None else 4)
     if isinstance(of_loss, SymbolicZero):
-        return None, None, None, None
+        return None, None, *others
     scaled = [None if g is None else (of_loss * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
-    return *scaled, None, None
+    return *scaled, *others
 
 
 _sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _on_mesh(options: CrossEntropy, limits: Limits, for_hidden: bool, for_matrix: bool, *arrays: Array) -> tuple:
+def _on_mesh(
+    options: CrossEntropy, soft: Soft, limits: Limits, for_hidden: bool, for_matrix: bool, *arrays: Array
+) -> tuple:
     """`_run`, by each device of a mesh on its own rows: what they find is added up once, and not once a chunk."""
-    run, axes = partial(_run, options, limits, for_hidden, for_matrix), row_axes()
+    run, axes = partial(_run, options, soft, limits, for_hidden, for_matrix), row_axes()
     if not axes:
         return run(*arrays)
 
     def run_and_add(*arrays: Array) -> tuple:
-        loss, correct, by_hidden, by_matrix = run(*arrays)
-        loss, correct, by_matrix = jax.lax.psum((loss, correct, by_matrix), axes)
-        return loss, correct, by_hidden, by_matrix
+        sums, by_hidden, by_matrix = run(*arrays)
+        sums, by_matrix = jax.lax.psum((sums, by_matrix), axes)
+        return sums, by_hidden, by_matrix
 
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    inputs, outputs = (rows, whole, rows, rows), (whole, whole, rows, whole)
+    inputs, outputs = (rows, whole, rows, rows, rows, whole)[: len(arrays)], (whole, rows, whole)
     return jax.shard_map(run_and_add, in_specs=inputs, out_specs=outputs, axis_names=set(axes), check_vma=False)(
         *arrays
     )
@@ -176,6 +203,7 @@ def _on_mesh(options: CrossEntropy, limits: Limits, for_hidden: bool, for_matrix
 
 def _run(
     options: CrossEntropy,
+    soft: Soft,
     limits: Limits,
     for_hidden: bool,
     for_matrix: bool,
@@ -183,26 +211,41 @@ def _run(
     matrix: Shaped[Array, "V D"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """(loss, correct, gradient of the loss by hidden, by matrix)"""
+    told: Shaped[Array, "B T E"] | None = None,
+    told_matrix: Shaped[Array, "V E"] | None = None,
+) -> tuple[tuple[Array, ...], Array | None, Array | None]:
+    """((loss, correct, and with a teacher the divergence), gradient of the loss by hidden, by matrix)"""
     narrow = matrix.astype(hidden.dtype)
     vocab, width = matrix.shape
     step = chunk_size(targets.size, vocab, limits)
     block = min(vocab, max(1, limits.max_logits // (4 * max(width, step)))) if limits.blocks else vocab
     block = -(-vocab // -(-vocab // block))  # as many blocks, of equal size, so that hardly a class is done twice
 
-    def chunk(hidden: Array, targets: Array, weights: Array, by_matrix: Array | None) -> tuple[Any, ...]:
-        """hidden: [P, D]; by_matrix: float32[V, D], to be added to."""
+    def chunk(positions: tuple[Array, ...], by_matrix: Array | None) -> tuple[Any, ...]:
+        """positions: hidden, [P, D], targets, weights, and with a teacher its hidden, [P, E]; by_matrix: float32[V, D],
+        to be added to."""
+        hidden, targets, weights, *told = positions
         logits = jnp.einsum("pd,vd->pv", hidden, narrow, preferred_element_type=jnp.float32)
-        cap = options.softcap
-        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        logits = _bent(logits, options.softcap)
         loss, correct, normaliser = _read(logits, targets, weights, options)
+        sums = (loss, correct)
+        if soft is not None:
+            matrix = told_matrix.astype(told[0].dtype)
+            theirs = jnp.einsum("pe,ve->pv", told[0], matrix, preferred_element_type=jnp.float32)
+            theirs = _bent(theirs, soft.softcap)
+            divergences, normalisers = soft.divergence(logits, theirs)
+            divergence = jnp.sum(weights * divergences)
+            sums = ((1 - soft.weight) * loss + soft.weight * divergence, correct, divergence)
 
         def add_block(index: Array, carry: tuple[Array | None, Array | None]) -> tuple[Array | None, Array | None]:
             by_hidden, by_matrix = carry
             first = jnp.minimum(index * block, vocab - block)
             part = jax.lax.dynamic_slice_in_dim(logits, first, block, axis=1)
-            by_logits = _by_logits(part, targets - first, normaliser, vocab, options) * weights[..., None]
+            by_logits = _by_logits(part, targets - first, normaliser, vocab, options)
+            if soft is not None:
+                says = jax.lax.dynamic_slice_in_dim(theirs, first, block, axis=1)
+                by_logits = (1 - soft.weight) * by_logits + soft.weight * soft.by_logits(part, says, normalisers)
+            by_logits *= _slope(part, options.softcap) * weights[..., None]
             # The last block begins earlier than it would, and what the one before it has done is done.
             new = first + jnp.arange(block) >= index * block
             by_logits = jnp.where(new, by_logits, 0).astype(hidden.dtype)
@@ -218,16 +261,19 @@ def _run(
         by_hidden = jnp.zeros(hidden.shape, jnp.float32) if for_hidden else None
         if for_hidden or for_matrix:
             by_hidden, by_matrix = _for_each(-(-vocab // block), add_block, (by_hidden, by_matrix))
-        return loss, correct, by_hidden.astype(hidden.dtype) if for_hidden else None, by_matrix
+        return sums, by_hidden.astype(hidden.dtype) if for_hidden else None, by_matrix
 
     nothing = jnp.zeros(matrix.shape, jnp.float32) if for_matrix else None
     positions = (hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1))
+    if soft is not None:
+        positions += (told.reshape(-1, told.shape[-1]),)
     if step < targets.size:
-        loss, correct, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, *positions, nothing)
+        num_sums = 2 if soft is None else 3
+        sums, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, positions, nothing, num_sums)
     else:
-        loss, correct, by_hidden, by_matrix = chunk(*positions, nothing)
+        sums, by_hidden, by_matrix = chunk(positions, nothing)
     by_hidden = by_hidden.reshape(hidden.shape) if for_hidden else None
-    return loss, correct, by_hidden, by_matrix.astype(matrix.dtype) if for_matrix else None
+    return sums, by_hidden, by_matrix.astype(matrix.dtype) if for_matrix else None
 
 
 def chunk_size(num_positions: int, vocab: int, limits: Limits) -> int:
@@ -244,28 +290,29 @@ def _run_chunks(
     chunk: Any,
     step: int,
     for_hidden: bool,
-    hidden: Shaped[Array, "N D"],
-    targets: Int[Array, " N"],
-    weights: Float[Array, " N"],
+    positions: tuple[Shaped[Array, "N ..."], ...],
     by_matrix: Float[Array, "V D"] | None,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """`step` positions at a time, of those with a weight alone, which are moved to the front."""
+    num_sums: int,
+) -> tuple[tuple[Array, ...], Array | None, Array | None]:
+    """`step` positions at a time, of those with a weight alone, which are moved to the front.
+
+    positions: hidden, targets, weights, and what else `chunk` takes of each.
+    """
+    weights = positions[2]
     order = jnp.argsort(weights == 0, stable=True)
     num_chunks = -(-jnp.sum(weights != 0) // step)
     padding = -len(order) % step
-    moved = tuple(
-        jnp.pad(values[order], ((0, padding),) + ((0, 0),) * (values.ndim - 1)) for values in (hidden, targets, weights)
-    )
+    moved = tuple(jnp.pad(values[order], ((0, padding),) + ((0, 0),) * (values.ndim - 1)) for values in positions)
 
     def body(index: Array, carry: tuple) -> tuple:
-        loss, correct, by_hidden, by_matrix = carry
-        parts = (jax.lax.dynamic_slice_in_dim(values, index * step, step) for values in moved)
-        more_loss, more_correct, part, by_matrix = chunk(*parts, by_matrix)
+        sums, by_hidden, by_matrix = carry
+        parts = tuple(jax.lax.dynamic_slice_in_dim(values, index * step, step) for values in moved)
+        more, part, by_matrix = chunk(parts, by_matrix)
         if for_hidden:
             by_hidden = jax.lax.dynamic_update_slice_in_dim(by_hidden, part, index * step, axis=0)
-        return loss + more_loss, correct + more_correct, by_hidden, by_matrix
+        return jax.tree.map(jnp.add, sums, more), by_hidden, by_matrix
 
-    zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, jnp.zeros_like(moved[0]) if for_hidden else None, by_matrix)
-    loss, correct, by_hidden, by_matrix = jax.lax.fori_loop(0, num_chunks, body, start)
-    return loss, correct, by_hidden[jnp.argsort(order)] if for_hidden else None, by_matrix
+    nothing = (jnp.zeros((), jnp.float32),) * num_sums
+    start = (nothing, jnp.zeros_like(moved[0]) if for_hidden else None, by_matrix)
+    sums, by_hidden, by_matrix = jax.lax.fori_loop(0, num_chunks, body, start)
+    return sums, by_hidden[jnp.argsort(order)] if for_hidden else None, by_matrix

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 from jaxfusion.batch import Batch
 from jaxfusion.models.vlm import Model, Params, features, output_matrix
 from jaxfusion.training.cross_entropy import CrossEntropy, LossSums, linear_cross_entropy, logits_loss
+from jaxfusion.training.distillation import Told
 
 
 def loss_sums(logits: Float[Array, "B T V"], batch: Batch) -> LossSums:
@@ -20,12 +21,17 @@ def forward_loss(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    told: Told | None = None,
 ) -> LossSums:
-    """The loss sums of the model's own logits, which are never all there at once. The options are `CrossEntropy`'s."""
+    """The loss sums of the model's own logits, which are never all there at once. The options are `CrossEntropy`'s.
+
+    told: what a teacher says of the batch, which has its share in the loss; see `jaxfusion.training.distillation`.
+    """
     softcap = getattr(model.config.decoder, "logit_softcap", 0.0)
     options = CrossEntropy(softcap=softcap, z_loss=z_loss, label_smoothing=label_smoothing)
     hidden = features(model, params, batch, dropout_rng)
-    return linear_cross_entropy(hidden, output_matrix(model, params), batch.targets, batch.loss_weights, options)
+    matrix = output_matrix(model, params)
+    return linear_cross_entropy(hidden, matrix, batch.targets, batch.loss_weights, options, told=told)
 
 
 def loss(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, ""]:

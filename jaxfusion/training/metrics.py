@@ -12,7 +12,7 @@ from jaxfusion.training.meters import Meters
 
 Row = dict[str, Any]
 
-MEANS = ("loss", "accuracy", "gradient_norm")  # of a step's metrics; the others are sums
+MEANS = ("loss", "accuracy", "gradient_norm", "divergence")  # of a step's metrics; the others are sums
 
 
 class Window:
@@ -44,7 +44,7 @@ class Window:
     def close(self) -> Row:
         """The window's numbers, and a new window. Where only the first step is in it, there are no rates and shares."""
         self.seconds += self._elapsed
-        row = {name: _sum(name, self._steps) / len(self._steps) for name in MEANS}
+        row = {name: _sum(name, self._steps) / len(self._steps) for name in MEANS if name in self._steps[0]}
         if self._timed:
             sizes = {name: _sum(name, self._timed) for name in self._timed[0] if name not in MEANS}
             row |= self.meters.read(sizes, len(self._timed), self._elapsed, self._waited)

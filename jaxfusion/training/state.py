@@ -19,6 +19,8 @@ class TrainState:
     params:    all of them: float32 those that train, and the others as `store` keeps them.
     opt_state: of what trains alone.
     trainable: static; globs over the parameters' paths, as `split` takes them.
+    teacher:   a frozen teacher's parameters, in the dtype that it computes in, which no checkpoint holds; None: no
+               teacher.
     """
 
     step: Int[Array, ""]
@@ -26,6 +28,7 @@ class TrainState:
     opt_state: optax.OptState
     rng: UInt32[Array, " K"]
     trainable: tuple[str, ...] = struct.field(pytree_node=False, default=("*",))
+    teacher: Params | None = None
 
 
 def create_state(

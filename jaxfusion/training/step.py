@@ -17,6 +17,7 @@ from jaxfusion.models.remat import Remat, rematerialised
 from jaxfusion.models.rows import row_axes
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
+from jaxfusion.training.distillation import Distillation
 from jaxfusion.training.losses import LossSums, forward_loss
 from jaxfusion.training.state import TrainState
 from jaxfusion.training.trainable import join, split
@@ -36,6 +37,7 @@ def train_step(
     remat: Remat = "none",
     matmul: MatMul = "compute",
     accumulate: int = 1,
+    distillation: Distillation | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
@@ -49,8 +51,10 @@ def train_step(
     accumulate: parts of the rows that are taken one after the other. Their gradients are added up, in float32, and
         divided once, so the update is that of all rows at once but for dropout, which each part has its own, and on a
         mesh each device. It must divide the rows that each device holds.
-    Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; gradient_norm, before clipping;
-        and the batch's sizes, see `jaxfusion.models.sizes`.
+    distillation: a frozen teacher, whose parameters are `state.teacher`, has a share in the loss.
+    Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; with a teacher the divergence
+        from it (nats), as it is in the loss; gradient_norm, before clipping; and the batch's sizes, see
+        `jaxfusion.models.sizes`.
     """
     dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name is not None:
@@ -58,18 +62,18 @@ def train_step(
 
     trainable, frozen = split(state.params, state.trainable)
 
-    def summed_loss(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
-        params = join(trainable, frozen)
+    def summed_loss(trainable: Params, fixed: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
+        frozen, teacher = fixed
+        told = distillation and distillation.tell(teacher, batch)
+        params, options = join(trainable, frozen), {"z_loss": z_loss, "label_smoothing": label_smoothing}
         with rematerialised(remat), multiplied(matmul):
-            sums = forward_loss(model, params, batch, rng, z_loss=z_loss, label_smoothing=label_smoothing)
+            sums = forward_loss(model, params, batch, rng, **options, told=told)
         return sums.loss, sums
 
     differentiate = jax.grad(summed_loss, has_aux=True)
-    if accumulate == 1:
-        gradients, sums = differentiate(trainable, frozen, batch, dropout_rng)
-    else:
-        in_parts = _in_parts(differentiate, accumulate)
-        gradients, sums = in_parts(trainable, frozen, batch, dropout_rng)
+    if accumulate > 1:
+        differentiate = _in_parts(differentiate, accumulate, distillation is not None)
+    gradients, sums = differentiate(trainable, (frozen, state.teacher), batch, dropout_rng)
     sizes = batch_sizes(model.config, batch)
     if axis_name is not None:
         gradients, sums, sizes = jax.lax.psum((gradients, sums, sizes), axis_name)
@@ -85,26 +89,34 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradients),
         **sizes,
     }
+    if distillation is not None:
+        metrics["divergence"] = sums.divergence / weight
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def make_step(model: Model, optimizer: optax.GradientTransformation, settings: TrainConfig) -> Callable[..., Any]:
+def make_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    settings: TrainConfig,
+    distillation: Distillation | None = None,
+) -> Callable[..., Any]:
     """`train_step` of a run: what is left are the state, the batch and the axis name."""
     names = ("z_loss", "label_smoothing", "remat", "matmul", "accumulate")
-    return partial(train_step, model, optimizer, **{name: getattr(settings, name) for name in names})
+    chosen = {name: getattr(settings, name) for name in names}
+    return partial(train_step, model, optimizer, **chosen, distillation=distillation)
 
 
-def _in_parts(differentiate: Callable[..., tuple[Params, LossSums]], count: int) -> Callable[..., Any]:
-    """`differentiate(trainable, frozen, batch, rng)` of `count` parts of the rows one after the other, added up.
+def _in_parts(differentiate: Callable[..., tuple[Params, LossSums]], count: int, taught: bool) -> Callable[..., Any]:
+    """`differentiate(trainable, fixed, batch, rng)` of `count` parts of the rows one after the other, added up.
 
     On a mesh each device takes its own rows in parts, and the devices' sums are added up once, after the last.
     """
 
-    def run(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
+    def run(trainable: Params, fixed: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
         def add(total: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
-            return jax.tree.map(jnp.add, total, differentiate(trainable, frozen, *part)), None
+            return jax.tree.map(jnp.add, total, differentiate(trainable, fixed, *part)), None
 
-        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * 3)
+        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * (4 if taught else 3))
         start = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable), nothing)
         sums, _ = jax.lax.scan(add, start, (_parts(batch, count), jax.random.split(rng, count)))
         return sums
@@ -113,8 +125,8 @@ def _in_parts(differentiate: Callable[..., tuple[Params, LossSums]], count: int)
     if not axes:
         return run
 
-    def run_and_add(trainable: Params, frozen: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
-        return jax.lax.psum(run(trainable, frozen, batch, jax.random.fold_in(rng, jax.lax.axis_index(axes))), axes)
+    def run_and_add(trainable: Params, fixed: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
+        return jax.lax.psum(run(trainable, fixed, batch, jax.random.fold_in(rng, jax.lax.axis_index(axes))), axes)
 
     whole, rows = PartitionSpec(), PartitionSpec(axes)
     inputs = (whole, whole, rows, whole)
