@@ -35,6 +35,7 @@ from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.load import fresh_and_frozen, open_family_tokenizer, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.provenance import check_made_for, check_numbers, check_tower, check_unchanged
+from jaxfusion.teacher import keep_teacher, open_teacher, teacher_tokenizer
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
@@ -152,7 +153,8 @@ def text_checkpoint(config: Config) -> str:
 
 
 def _new_tokenizer(config: Config, dataset: Dataset, bad: BadRecords) -> Tokenizer:
-    """That of the text model's checkpoint; trained on the data, now or when they were prepared, where there is none."""
+    """That of the text model's checkpoint, or else of the teacher; trained on the data, now or when they were prepared,
+    where there is neither."""
     name = text_checkpoint(config)
     if not name and config.data.prepared:
         file = Prepared(config.data.prepared).directory / "tokenizer.json"
@@ -162,6 +164,8 @@ def _new_tokenizer(config: Config, dataset: Dataset, bad: BadRecords) -> Tokeniz
                 "checkpoint in config.pretrained, or prepare the data without one"
             )
         return TrainedTokenizer.load(file)
+    if not name and config.distil.teacher:
+        return teacher_tokenizer(config.distil.teacher)
     if not name:
         return TrainedTokenizer.train(_texts(config, dataset, bad), config.data.vocab_size)
     checkpoint = open_checkpoint(name)
@@ -258,6 +262,9 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     config, model = experiment.config, experiment.model
     check_run(workdir, config)
     _check_trainable(config)
+    features = isinstance(experiment.source, Prepared) and experiment.source.features
+    teacher = open_teacher(config, model, features=features)
+    keep_teacher(config, teacher, workdir)
     _keep_prepared(experiment)
     check_numbers(experiment.dataset, workdir / NUMBERS, begun=has_checkpoint(workdir))
     write_json(workdir / CONFIG, to_dict(config))
@@ -298,8 +305,10 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         evaluate=losses,
         evaluate_fully=everything,
         init_params=init_params,
+        teacher=teacher,
         profile=profile,
     )
+    del teacher
     return _evaluate(experiment, state.params, int(state.step))
 
 

@@ -182,16 +182,24 @@ def weights_fingerprint(params: Params) -> str:
     )
 
 
+def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
+    """Of what turns text into ids and back."""
+    return _fingerprint([_vocabulary(tokenizer), repr(tokenizer.image_id).encode()])
+
+
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """Of what decides on ids: its vocabulary and merges, its special tokens, and how it lays conversations out."""
     names = ("pad_id", "bos_id", "sep_id", "eos_id", "stop_ids", "image_id", "mask_id", "prefix")
     special = [getattr(tokenizer, name) for name in names]
     image = None if tokenizer.image_id is None else tokenizer.image_ids(1)
     template = tokenizer.chat_template.source if tokenizer.chat_template else None
+    return _fingerprint([_vocabulary(tokenizer), repr((special, image, template)).encode()])
+
+
+def _vocabulary(tokenizer: Tokenizer) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save(Path(directory))
-        backend = (Path(directory) / "tokenizer.json").read_bytes()
-    return _fingerprint([backend, repr((special, image, template)).encode()])
+        return (Path(directory) / "tokenizer.json").read_bytes()
 
 
 def _fingerprint(parts: Iterable[Any]) -> str:

@@ -35,6 +35,7 @@ FREE_SETTINGS = (
     "data.bad_records",  # whatever is left out, all other visits stay what they were
     "data.max_bad_records",
     "data.num_threads",
+    "distil.teacher",  # which must be the same one, see `jaxfusion.teacher`
 )
 
 

@@ -70,6 +70,10 @@ def check_ranges(config: Any) -> None:
         value = getattr(config.train, name)
         if value is not None and not 0 <= value < 1:
             raise UserError(f"config.train.{name}: {value} is no share; use 0 or more, and less than 1")
+    if config.distil.temperature <= 0:
+        raise UserError(f"config.distil.temperature: {config.distil.temperature} is no temperature; use more than 0")
+    if not 0 <= config.distil.weight <= 1:
+        raise UserError(f"config.distil.weight: {config.distil.weight} is no share; use 0 to 1")
     if config.train.eps is not None:
         _check("train.eps", config.train.eps, 0.0)
 

@@ -123,6 +123,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """A frozen teacher, whose probabilities the model learns beside the targets (Hinton et al. 2015)."""
+
+    teacher: str = ""  # a run's directory, or a checkpoint (a directory or a hub id); "": none
+    temperature: float = 2.0  # both models' logits are divided by it; above 1 small probabilities count for more
+    weight: float = 0.5  # of what the teacher says, temperature**2 times a divergence; the cross-entropy has the rest
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     strategy: Literal["mesh", "pmap"] = "mesh"  # over all local devices; rows are shared out evenly
 
@@ -212,6 +221,7 @@ class Config:
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

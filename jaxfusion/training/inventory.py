@@ -28,6 +28,16 @@ def describe_run(params: Params, settings: TrainConfig) -> str:
     )
 
 
+def describe_teacher(params: Params, temperature: float, weight: float) -> str:
+    """params: as a run keeps them; shapes are enough.
+
+    the teacher: 379,232 parameters are frozen (float32, 1.52 MB); temperature 2, its weight 0.5
+    """
+    return (
+        f"the teacher: {_describe(params, 'parameters are frozen')}; temperature {temperature:g}, its weight {weight:g}"
+    )
+
+
 def _describe(params: Params, what: str) -> str:
     leaves = traverse_util.flatten_dict(params).values()
     count = sum(prod(leaf.shape) for leaf in leaves)

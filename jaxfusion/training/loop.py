@@ -17,7 +17,8 @@ from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.compilations import Recompilations, counted_compilations
-from jaxfusion.training.inventory import describe_run
+from jaxfusion.training.distillation import Distillation
+from jaxfusion.training.inventory import describe_run, describe_teacher
 from jaxfusion.training.meters import Meters, peak_memory
 from jaxfusion.training.metrics import MetricsLog, Window
 from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
@@ -38,6 +39,7 @@ def train(
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_fully: Callable[[Params], Mapping[str, float]] | None = None,
     init_params: Callable[[], Params] | None = None,
+    teacher: tuple[Distillation, Params] | None = None,
     profile: Path | None = None,
 ) -> TrainState:
     """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
@@ -46,6 +48,7 @@ def train(
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
     evaluate_fully: in its place every evaluate.full_every steps.
     init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
+    teacher: a frozen model to learn from, and its parameters, whose memory becomes the step's. No checkpoint has them.
     profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
@@ -59,7 +62,8 @@ def train(
     learning_rate = learning_rate_schedule(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
-    step_fn = parallel.compile(make_step(model, optimizer, settings), donate=True)
+    distillation, told_by = teacher or (None, None)
+    step_fn = parallel.compile(make_step(model, optimizer, settings, distillation), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
         restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))
@@ -75,7 +79,9 @@ def train(
         if restored is not None:
             progress.say(f"continuing from step {first}")
         progress.say(describe_run(state.params, settings))
-        state = parallel.put_state(state)
+        if distillation is not None:
+            progress.say(describe_teacher(told_by, distillation.temperature, distillation.weight))
+        state = parallel.put_state(state.replace(teacher=told_by))
 
         with (
             stop_signals() as stopped,
@@ -134,7 +140,7 @@ def train(
                     progress.say(trace.stop())
                     window.skip()
                 if save:
-                    checkpoints.save(step, parallel.unreplicate(state), iterator_state)
+                    checkpoints.save(step, parallel.unreplicate(state.replace(teacher=None)), iterator_state)
                 if test:
                     log.write(step, test(parallel.unreplicate(state.params)))
                     window.skip()
@@ -145,7 +151,7 @@ def train(
             checkpoints.wait()
             progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
             raise SystemExit(128 + stopped[0])
-    return parallel.unreplicate(state)
+    return parallel.unreplicate(state.replace(teacher=None))
 
 
 def _is_running(metrics: Any) -> bool:
