@@ -1,0 +1,174 @@
+"""Runs with a teacher: that they go on as they began, and each refusal in one line that names the mend."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfusion.batch import Batch
+from jaxfusion.config import Config, from_dict, to_dict
+from jaxfusion.errors import UserError
+from jaxfusion.experiment import open_experiment
+from jaxfusion.files import write_json
+from jaxfusion.models.vlm import build
+from jaxfusion.teacher import keep_teacher, open_teacher
+from jaxfusion.text.trained import TrainedTokenizer
+from jaxfusion.training.checkpoint import Checkpoints
+from jaxfusion.training.loop import train
+from jaxfusion.training.metrics import read_metrics
+from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.state import create_state
+
+SEES = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
+TEXT = "what a run learns from: several words, and a few more words"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return TrainedTokenizer.train([TEXT], 300)
+
+
+def config_of(tokenizer, *, teacher="", width=8, decoder=None, vocab=0, context=32, steps=4, **model) -> Config:
+    decoder = decoder or {"kind": "transformer", "num_layers": 1, "num_heads": 2, "scan_layers": False}
+    text = {"vocab_size": vocab or tokenizer.vocab_size, "max_positions": context}
+    train = {"num_steps": steps, "batch_size": 2, "checkpoint_every": 2, "schedule": "constant", "warmup_steps": 0}
+    values = {
+        "model": {"width": width, "text_embedding": text, "vision": None, "decoder": decoder} | model,
+        "distil": {"teacher": str(teacher)},
+        "data": {"row_length": 8},
+        "train": train | {"log_every": 1},
+    }
+    return from_dict(Config, values)
+
+
+def make_run(workdir, config, tokenizer, seed=0):
+    """A run's directory after its only step, in which nothing has changed."""
+    model, optimizer = build(config.model, tokenizer), make_optimizer(config.train)
+    state = jax.jit(partial(create_state, model, optimizer))(jax.random.key(seed))
+    workdir.mkdir()
+    write_json(workdir / "config.json", to_dict(config))
+    tokenizer.save(workdir)
+    with Checkpoints(workdir, 1) as checkpoints:
+        checkpoints.save(1, state, {})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def teacher(tokenizer, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("teachers") / "able", config_of(tokenizer, width=16), tokenizer)
+
+
+class Rows:
+    """Random rows, by number."""
+
+    def __init__(self):
+        self.step = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.step += 1
+        tokens = np.random.default_rng(self.step).integers(6, 260, (2, 8))
+        return jax.tree.map(np.asarray, Batch.from_tokens(tokens))
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
+
+
+def run(config, tokenizer, workdir):
+    model = build(config.model, tokenizer)
+    workdir.mkdir(exist_ok=True)
+    taught = open_teacher(config, model)
+    keep_teacher(config, taught, workdir)
+    return train(config, model, Rows(), workdir, teacher=taught)
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped_and_with_no_other_teacher(teacher, tokenizer, tmp_path, capsys):
+    config = partial(config_of, tokenizer, teacher=teacher)
+    whole = run(config(), tokenizer, tmp_path / "whole")
+    assert "the teacher: " in capsys.readouterr().out
+    run(config(steps=2), tokenizer, tmp_path / "halves")
+    moved = teacher.rename(teacher.with_name("moved"))
+    try:
+        resumed = run(config(teacher=moved), tokenizer, tmp_path / "halves")
+    finally:
+        moved.rename(teacher)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert whole.teacher is None
+    rows, again = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "halves")
+    assert [row["divergence"] for row in rows] == [row["divergence"] for row in again]
+    stored = {path.name for path in (tmp_path / "whole" / "checkpoints" / "4").iterdir()}
+    assert stored >= {"params", "optimizer"} and not any("teacher" in name for name in stored)
+
+    other = make_run(tmp_path / "other", config_of(tokenizer, width=16), tokenizer, seed=1)
+    for name, here in ((other, "it is the teacher"), ("", "it is no teacher")):
+        with pytest.raises(UserError, match=f"began with the teacher .*able, and here {here}.*go on as it began"):
+            run(config(teacher=name), tokenizer, tmp_path / "whole")
+
+
+REFUSED = {
+    "no tokens": ({"decoder": {"kind": "pooled-classifier", "num_classes": 3}}, {}, "does not generate text"),
+    "classes": ({}, {"decoder": {"kind": "token-classifier"}}, "is a token-classifier; use a transformer"),
+    "table": ({"vocab": 320}, {}, "set config.model.text_embedding.vocab_size to 320"),
+    "context": ({"context": 4}, {}, "context of 4, and rows have 8 positions"),
+    "blind": ({}, {"vision": SEES}, "sees no images"),
+    "size": ({"vision": SEES}, {"vision": SEES | {"image_size": 16}}, "has vision.image_size = 8, and here it is 16"),
+    "positions": (
+        {"vision": SEES},
+        {"vision": SEES, "projector": {"kind": "pixel-shuffle"}},
+        "gives an image 16 positions, and here it has 4",
+    ),
+    "fusion": (
+        {"vision": SEES},
+        {"vision": SEES, "fusion": {"kind": "cross-attention", "num_heads": 2}},
+        "set config.model.fusion to 'place'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_models_batches_are_refused(name, tokenizer, tmp_path, monkeypatch):
+    theirs, ours, message = REFUSED[name]
+    found = build(config_of(tokenizer, **theirs).model, tokenizer)
+    monkeypatch.setattr("jaxfusion.teacher.load", lambda *_, **__: (found, {}))
+    config = config_of(tokenizer, teacher="them", **ours)
+    with pytest.raises(UserError, match="^config.distil.teacher: them ") as error:
+        open_teacher(config, build(config.model, tokenizer))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(teacher):
+    others = TrainedTokenizer.train([TEXT.upper()], 300)
+    config = config_of(others, teacher=teacher, vocab=300)
+    with pytest.raises(UserError, match="another vocabulary"):
+        open_teacher(config, build(config.model, others))
+
+
+def test_features_of_a_tower_are_no_pictures_for_it(teacher, tokenizer):
+    config = config_of(tokenizer, teacher=teacher)
+    with pytest.raises(UserError, match="config.prepare.store = 'pixels'"):
+        open_teacher(config, build(config.model, tokenizer), features=True)
+
+
+def test_the_student_takes_its_teachers_tokenizer_and_a_missing_one_is_named(teacher, tokenizer, small_data, tmp_path):
+    values = to_dict(config_of(tokenizer, teacher=teacher))
+    values["data"] = {"data_dir": str(small_data), "modalities": ["text"], "row_length": 96}
+    values["model"]["text_embedding"] |= {"vocab_size": 0, "max_positions": 96}
+    experiment = open_experiment(from_dict(Config, values), tmp_path)
+    assert experiment.model.tokenizer.encode(TEXT) == tokenizer.encode(TEXT)
+    values["distil"]["teacher"] = str(tmp_path / "nobody")
+    with pytest.raises(UserError, match=r"^config.distil.teacher: .*nobody"):
+        open_experiment(from_dict(Config, values), tmp_path)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("temperature", 0.0), ("weight", 1.5)])
+def test_numbers_that_mean_nothing_are_refused(setting, value):
+    from jaxfusion.config import override
+
+    with pytest.raises(UserError, match=f"^config.distil.{setting}: "):
+        override(Config(), {f"distil.{setting}": str(value)})
