@@ -67,6 +67,7 @@ def compare(student: Path, teacher: Path, workdir: Path, seeds: int, data_dir: s
     """
     right, losses = {}, {}
     shared = {"data.data_dir": data_dir}
+    read_config(student, shared)  # what is wrong with it is told now, and not after the teacher's training
     right["teacher"], losses["teacher"] = _run(teacher, shared | {"distil.teacher": ""}, [workdir / "teacher"])
     for side in SIDES:
         taught_by = str(workdir / "teacher") if side == "distilled" else ""
@@ -85,7 +86,7 @@ def score(right: Float[np.ndarray, "seeds records"], loss: float | None = None) 
 
 
 def _run(path: Path, overrides: dict[str, str], places: Sequence[Path]) -> tuple[np.ndarray, float]:
-    """Trains with seed 0, 1, ... in each of the places: which answers are right, [seeds, records], and the mean loss."""
+    """Trains with seed 0, 1, ... in the places: which answers are right, [seeds, records], and the mean loss."""
     right, losses = [], []
     for seed, workdir in enumerate(places):
         config = read_config(path, overrides | {"train.seed": str(seed)})
