@@ -1,21 +1,22 @@
 """The frozen teacher of a run: where it comes from, whether the model can learn from it, and that it stays the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from jaxfusion.config import Config
-from jaxfusion.config.model import ModelConfig, Network
+from jaxfusion.config.model import ModelConfig, Network, Vision
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.files import write_json
-from jaxfusion.models.vlm import Model, Params
+from jaxfusion.models.vlm import Model, Params, build
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.load import load, open_family_tokenizer
 from jaxfusion.provenance import vocabulary_fingerprint, weights_fingerprint
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.training.distillation import Distillation
-from jaxfusion.workdir import has_checkpoint, is_run
+from jaxfusion.workdir import has_checkpoint, is_run, read_workdir_config
 
 # Whose probabilities a run learns from.
 TEACHER = "teacher.json"
@@ -50,13 +51,41 @@ def open_teacher(config: Config, student: Model, *, features: bool = False) -> t
         teacher, params = load(name, dtype=config.model.dtype)
     except UserError as error:
         raise UserError(f"config.distil.teacher: {error}") from error
-    _check_fits(name, config, student, teacher)
+    _check_fits(config, teacher.config)
+    if teacher.tokenizer is None or vocabulary_fingerprint(teacher.tokenizer) != vocabulary_fingerprint(
+        student.tokenizer
+    ):
+        raise UserError(
+            f"config.distil.teacher: {name} has another vocabulary than the run; name a teacher with the run's "
+            "tokenizer, or begin a new run"
+        )
     if features:
         raise UserError(
             "config.distil.teacher: it sees pictures, and config.data.prepared holds another tower's features; prepare "
             "the data with config.prepare.store = 'pixels'"
         )
     return Distillation(teacher, config.distil.temperature, config.distil.weight), params
+
+
+def describe_teacher(config: Config) -> Distillation | None:
+    """The teacher without its parameters, from its config alone.
+
+    Raises UserError as `open_teacher` does, as far as that can be told without its tokenizer.
+    """
+    name = config.distil.teacher
+    if not name:
+        return None
+    try:
+        if is_run(Path(name)):
+            found = read_workdir_config(Path(name)).model
+        else:
+            checkpoint = open_checkpoint(name)
+            found = family_of(checkpoint, FAMILIES).read_config(checkpoint.config)
+    except UserError as error:
+        raise UserError(f"config.distil.teacher: {error}") from error
+    _check_fits(config, found)
+    teacher = build(replace(found, dtype=config.model.dtype))
+    return Distillation(teacher, config.distil.temperature, config.distil.weight)
 
 
 def keep_teacher(config: Config, teacher: tuple[Distillation, Params] | None, workdir: Path) -> None:
@@ -83,23 +112,19 @@ def keep_teacher(config: Config, teacher: tuple[Distillation, Params] | None, wo
         )
 
 
-def _check_fits(name: str, config: Config, student: Model, teacher: Model) -> None:
-    """Raises UserError unless a batch of the student's means the same to the teacher."""
+def _check_fits(config: Config, theirs: ModelConfig | Vision) -> None:
+    """Raises UserError unless a batch of the student's, and what it is to say, mean the same to the teacher."""
+    ours = config.model
 
     def refuse(what: str, mend: str) -> None:
-        raise UserError(f"config.distil.teacher: {name} {what}; {mend}")
+        raise UserError(f"config.distil.teacher: {config.distil.teacher} {what}; {mend}")
 
-    ours, theirs = student.config, teacher.config
     if not isinstance(theirs, ModelConfig) or Layout.of(theirs).predict != "next":
         kind = theirs.decoder.kind if isinstance(theirs, ModelConfig) else "vision tower"
         refuse(f"does not generate text (it is a {kind})", "name a run or checkpoint of a language model")
     if Layout.of(ours).predict != "next":
         refuse(f"generates text, and config.model.decoder is a {ours.decoder.kind}", "use a transformer")
-    if teacher.tokenizer is None or vocabulary_fingerprint(teacher.tokenizer) != vocabulary_fingerprint(
-        student.tokenizer
-    ):
-        refuse("has another vocabulary than the run", "name a teacher with the run's tokenizer, or begin a new run")
-    if (size := theirs.text_embedding.vocab_size) != ours.text_embedding.vocab_size:
+    if ours.text_embedding.vocab_size not in (0, size := theirs.text_embedding.vocab_size):
         refuse(f"has {size} rows in its vocabulary", f"set config.model.text_embedding.vocab_size to {size}")
     need = min(config.data.row_length, ours.text_embedding.max_positions)
     if (context := theirs.text_embedding.max_positions) < need:

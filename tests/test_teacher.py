@@ -1,5 +1,6 @@
 """Runs with a teacher: that they go on as they began, and each refusal in one line that names the mend."""
 
+import shutil
 from functools import partial
 
 import jax
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 
 from jaxfusion.batch import Batch
-from jaxfusion.config import Config, from_dict, to_dict
+from jaxfusion.config import Config, from_dict, override, to_dict
+from jaxfusion.config.run import ParallelConfig
 from jaxfusion.errors import UserError
 from jaxfusion.experiment import open_experiment
 from jaxfusion.files import write_json
 from jaxfusion.models.vlm import build
+from jaxfusion.parallel import make_parallel
+from jaxfusion.planning.run import plan_run
 from jaxfusion.teacher import keep_teacher, open_teacher
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.checkpoint import Checkpoints
@@ -19,6 +23,7 @@ from jaxfusion.training.loop import train
 from jaxfusion.training.metrics import read_metrics
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
+from jaxfusion.workdir import load_run
 
 SEES = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
 TEXT = "what a run learns from: several words, and a few more words"
@@ -29,10 +34,10 @@ def tokenizer():
     return TrainedTokenizer.train([TEXT], 300)
 
 
-def config_of(tokenizer, *, teacher="", width=8, decoder=None, vocab=0, context=32, steps=4, **model) -> Config:
+def config_of(tokenizer, *, teacher="", width=8, decoder=None, vocab=0, context=32, **model) -> Config:
     decoder = decoder or {"kind": "transformer", "num_layers": 1, "num_heads": 2, "scan_layers": False}
     text = {"vocab_size": vocab or tokenizer.vocab_size, "max_positions": context}
-    train = {"num_steps": steps, "batch_size": 2, "checkpoint_every": 2, "schedule": "constant", "warmup_steps": 0}
+    train = {"num_steps": 4, "batch_size": 2, "checkpoint_every": 2, "warmup_steps": 0}
     values = {
         "model": {"width": width, "text_embedding": text, "vision": None, "decoder": decoder} | model,
         "distil": {"teacher": str(teacher)},
@@ -92,7 +97,8 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_with_no_other_teacher(teache
     config = partial(config_of, tokenizer, teacher=teacher)
     whole = run(config(), tokenizer, tmp_path / "whole")
     assert "the teacher: " in capsys.readouterr().out
-    run(config(steps=2), tokenizer, tmp_path / "halves")
+    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
+    shutil.rmtree(tmp_path / "halves" / "checkpoints" / "4")  # as a kill after the second step leaves it
     moved = teacher.rename(teacher.with_name("moved"))
     try:
         resumed = run(config(teacher=moved), tokenizer, tmp_path / "halves")
@@ -142,9 +148,9 @@ def test_another_models_batches_are_refused(name, tokenizer, tmp_path, monkeypat
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_another_vocabulary_of_the_same_size_is_refused(teacher):
+def test_another_vocabulary_of_the_same_size_is_refused(teacher, tokenizer):
     others = TrainedTokenizer.train([TEXT.upper()], 300)
-    config = config_of(others, teacher=teacher, vocab=300)
+    config = config_of(others, teacher=teacher, vocab=tokenizer.vocab_size)
     with pytest.raises(UserError, match="another vocabulary"):
         open_teacher(config, build(config.model, others))
 
@@ -166,9 +172,20 @@ def test_the_student_takes_its_teachers_tokenizer_and_a_missing_one_is_named(tea
         open_experiment(from_dict(Config, values), tmp_path)
 
 
+def test_a_plan_has_the_teachers_parameters(teacher, tokenizer, monkeypatch):
+    """Compiled for the CPU here, since described GPUs need a compiler that is not everywhere."""
+    monkeypatch.setattr("jaxfusion.planning.step.described_mesh", lambda *_: make_parallel(ParallelConfig()).mesh)
+    monkeypatch.setattr(
+        "jaxfusion.planning.step.compile_for",
+        lambda step, state, batch, **_: jax.jit(step, donate_argnums=0).lower(state, batch).compile(),
+    )
+    plain, taught = (plan_run(config_of(tokenizer, teacher=name)) for name in ("", teacher))
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(load_run(teacher)[1]))
+    assert taught.parameters == plain.parameters | {"teacher": kept}
+    assert taught.program.argument_bytes - plain.program.argument_bytes == kept
+
+
 @pytest.mark.parametrize(("setting", "value"), [("temperature", 0.0), ("weight", 1.5)])
 def test_numbers_that_mean_nothing_are_refused(setting, value):
-    from jaxfusion.config import override
-
     with pytest.raises(UserError, match=f"^config.distil.{setting}: "):
         override(Config(), {f"distil.{setting}": str(value)})

@@ -26,10 +26,12 @@ from jaxfusion.models.encoder import choose_kernel
 from jaxfusion.models.float8 import MatMul
 from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vision import holds_features
-from jaxfusion.models.vlm import build
+from jaxfusion.models.vlm import build, init
 from jaxfusion.parallel import MeshParallel
 from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
+from jaxfusion.training.distillation import Distillation
+from jaxfusion.training.frozen import freeze
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import make_step
@@ -43,7 +45,7 @@ USABLE = 0.95
 class StepPlan:
     """One training step on `devices` cards. Bytes are of one card.
 
-    parameters: of each room. optimizer: its state, step counts and random state. batch: a card's rows.
+    parameters: of each room, and a teacher's. optimizer: its state, step counts and random state. batch: a card's rows.
     flops:      that the model needs for the batch, over all cards.
     matmul:     see `TrainConfig`.
     attention_layers: that a step runs, in all rooms.
@@ -84,11 +86,16 @@ class StepPlan:
 
 
 def plan_step(
-    config: ModelConfig, settings: TrainConfig, batch: Batch, hardware: str = "h200", topology: str = "1x1x1"
+    config: ModelConfig,
+    settings: TrainConfig,
+    batch: Batch,
+    hardware: str = "h200",
+    topology: str = "1x1x1",
+    distillation: Distillation | None = None,
 ) -> StepPlan:
     """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
 
-    batch: NumPy arrays of all cards' rows.
+    batch: NumPy arrays of all cards' rows. distillation: the run has this teacher, which no model FLOPs count.
     Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, fp8
     where the hardware has none, and cuDNN's LSTM.
     """
@@ -98,13 +105,21 @@ def plan_step(
     model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
-    compiled = compile_for(make_step(model, optimizer, settings), state, batch, hardware=hardware, topology=topology)
+    optimizer_bytes = _bytes(state) - _bytes(state.params)
+    parameters = {room: _bytes(part) for room, part in state.params.items()}
+    if distillation is not None:
+        teacher = distillation.teacher
+        taught_by = jax.eval_shape(lambda rng: freeze(teacher, init(teacher, rng), "compute"), jax.random.key(0))
+        state = state.replace(teacher=taught_by)
+        parameters["teacher"] = _bytes(taught_by)
+    step = make_step(model, optimizer, settings, distillation)
+    compiled = compile_for(step, state, batch, hardware=hardware, topology=topology)
     return StepPlan(
         card=HARDWARE[hardware],
         devices=mesh.size,
         rows=rows,
-        parameters={room: _bytes(part) for room, part in state.params.items()},
-        optimizer=_bytes(state) - _bytes(state.params),
+        parameters=parameters,
+        optimizer=optimizer_bytes,
         batch=_bytes(batch) // mesh.size,
         program=read_program(compiled),
         flops=count_flops(config, batch, trainable=trained_paths(state.params, settings.trainable)).training,
