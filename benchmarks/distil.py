@@ -2,12 +2,12 @@
 
 python -m benchmarks.distil
 
-Trains the teacher, and with each seed the student twice, with the same steps on the same batches from the same first
-parameters; then compares, record by record, which answers are right to the letter. The same command again goes on.
+Trains the teacher, and with each seed the student twice, from the same first parameters, with the same tokenizer, on
+the same batches; alone it gives the teacher no weight. Then compares the losses of held-out answers, record by record.
+The same command again goes on.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,43 +19,54 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import Parser, positive
-from jaxfusion.config import read_config
+from jaxfusion.config import Config, read_config
+from jaxfusion.data.packing import pack
+from jaxfusion.data.tokenise import Layout, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.bootstrap import Interval, intervals, mean_of
-from jaxfusion.experiment import train_run
+from jaxfusion.experiment import open_experiment, train_run
+from jaxfusion.generation.score import row_scores
 from jaxfusion.parallel import use_cpu_cores
-from jaxfusion.workdir import PREDICTIONS
+from jaxfusion.workdir import load_run
 
 SIDES = ("alone", "distilled")
+ROWS = 50  # held-out records that are read at once
 
 
 class Score(NamedTuple):
-    """The share of answers that are right, over records and seeds. interval: of 95 %, by resampling records.
-    by_seed: of each. loss: of the held-out targets (nats), the seeds' mean; None of a difference."""
+    """Nats a token of held-out answers, over records and seeds, or how much they differ. interval: of 95 %, by
+    resampling records. by_seed: of each."""
 
     mean: float
-    interval: Interval | None
+    interval: Interval
     by_seed: list[float]
-    loss: float | None = None
+
+
+class Found(NamedTuple):
+    """nats: of each record's answer. tokens: that it has, where they are learned."""
+
+    nats: Float[np.ndarray, "seeds records"]
+    tokens: Float[np.ndarray, " records"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can mend."""
     try:
         args = _parser().parse_args(argv)
-        Console().print(_table(compare(args.student, args.teacher, args.workdir, args.seeds, args.data_dir)))
+        scores = compare(args.student, args.teacher, args.workdir, args.seeds, args.data_dir)
     except UserError as error:
         print(f"distil: {error}", file=sys.stderr)
         return 2
+    Console().print(_table(scores))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, default=Path("configs/distil_student.py"), help="its config")
-    parser.add_argument("--teacher", type=Path, default=Path("configs/quickstart.py"), help="its config")
+    parser.add_argument("--teacher", type=Path, default=Path("configs/distil_teacher.py"), help="its config")
     parser.add_argument("--workdir", type=Path, default=Path("runs/distil"), help="where all the runs live")
-    parser.add_argument("--seeds", type=positive, default=2, help="of the student (default: 2)")
+    parser.add_argument("--seeds", type=positive, default=3, help="of the student (default: 3)")
     parser.add_argument("--data-dir", default="", help="where prepared data live (default: TFDS's own)")
     return parser
 
@@ -65,47 +76,59 @@ def compare(student: Path, teacher: Path, workdir: Path, seeds: int, data_dir: s
 
     student, teacher: configs. Raises UserError as training does.
     """
-    right, losses = {}, {}
-    shared = {"data.data_dir": data_dir}
-    read_config(student, shared)  # what is wrong with it is told now, and not after the teacher's training
-    right["teacher"], losses["teacher"] = _run(teacher, shared | {"distil.teacher": ""}, [workdir / "teacher"])
+    data, taught = {"data.data_dir": data_dir}, {"distil.teacher": str(workdir / "teacher")}
+    read_config(student, data)  # what is wrong with it is told now, and not after the teacher's training
+    found = {"teacher": _run(teacher, data, [workdir / "teacher"])}
     for side in SIDES:
-        taught_by = str(workdir / "teacher") if side == "distilled" else ""
-        places = [workdir / f"{side}_{seed}" for seed in range(seeds)]
-        right[side], losses[side] = _run(student, shared | {"distil.teacher": taught_by}, places)
-    if len({found.shape[1] for found in right.values()}) > 1:
-        raise UserError("--teacher: it is evaluated on other records than the student; give both the same config.data")
-    scores = {name: score(found, losses[name]) for name, found in right.items()}
-    return scores | {"distilled - alone": score(right["distilled"] - right["alone"])}
+        weight = {"distil.weight": "0.0"} if side == "alone" else {}
+        found[side] = _run(student, data | taught | weight, [workdir / f"{side}_{seed}" for seed in range(seeds)])
+    alone, distilled = (found[side] for side in SIDES)
+    found["distilled - alone"] = distilled._replace(nats=distilled.nats - alone.nats)
+    return {name: score(*each) for name, each in found.items()}
 
 
-def score(right: Float[np.ndarray, "seeds records"], loss: float | None = None) -> Score:
-    """Of which answers are right, or how much righter they are."""
-    found = intervals({"right": mean_of(right.mean(axis=0))})
-    return Score(float(right.mean()), found.get("right"), [float(x) for x in right.mean(axis=1)], loss)
+def score(nats: Float[np.ndarray, "seeds records"], tokens: Float[np.ndarray, " records"]) -> Score:
+    """Of the seeds' mean. See `Found`."""
+    statistic = mean_of(nats.mean(axis=0), tokens)
+    by_seed = [float(row.sum() / tokens.sum()) for row in nats]
+    return Score(statistic.value, intervals({"nats": statistic})["nats"], by_seed)
 
 
-def _run(path: Path, overrides: dict[str, str], places: Sequence[Path]) -> tuple[np.ndarray, float]:
-    """Trains with seed 0, 1, ... in the places: which answers are right, [seeds, records], and the mean loss."""
-    right, losses = [], []
+def _run(path: Path, overrides: dict[str, str], places: Sequence[Path]) -> Found:
+    """Trains with seed 0, 1, ... in the places, and reads what each run thinks of held-out answers."""
+    found = []
     for seed, workdir in enumerate(places):
         config = read_config(path, overrides | {"train.seed": str(seed)})
         use_cpu_cores(config.train.batch_size)
         print(f"{workdir}: {path}, seed {seed}", file=sys.stderr, flush=True)
-        losses.append(train_run(config, workdir)["test_loss"])
-        lines = (workdir / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-        right.append([float(json.loads(line)["correct"]) for line in lines])
-    return np.asarray(right), float(np.mean(losses))
+        train_run(config, workdir)
+        found.append(read_held_out(config, workdir))
+    nats, tokens = zip(*found, strict=True)
+    return Found(np.stack(nats), tokens[0])
+
+
+def read_held_out(config: Config, workdir: Path) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """A trained run's nats of each of its held-out samples, and the tokens that they are of."""
+    model, params = load_run(workdir)
+    layout = Layout.of(model.config)
+    segments = [tokenise(sample, model.tokenizer, layout) for sample in open_experiment(config, workdir).samples]
+    length = max(len(segment.tokens) for segment in segments)
+    nats = []
+    for start in range(0, len(segments), ROWS):
+        part = segments[start : start + ROWS]
+        rows = [[segment] for segment in part + part[:1] * (ROWS - len(part))]  # all batches of one shape
+        nats.append(-np.asarray(row_scores(model, params, pack(rows, length, layout.tokens_per_image)))[: len(part)])
+    tokens = np.array([segment.loss_weights.sum() for segment in segments], np.float64)
+    return np.concatenate(nats).astype(np.float64), tokens
 
 
 def _table(scores: dict[str, Score]) -> Table:
-    table = Table("", "answers right (95 %)", "each seed", "held-out loss")
+    table = Table("", "held-out loss, nats a token (95 %)", "each seed")
     for name, found in scores.items():
-        sign = "+" if found.loss is None else ""
-        within = f" ({found.interval[0]:{sign}.3f} to {found.interval[1]:{sign}.3f})" if found.interval else ""
-        each = ", ".join(f"{x:{sign}.3f}" for x in found.by_seed)
-        loss = "" if found.loss is None else f"{found.loss:.4f}"
-        table.add_row(name, f"{found.mean:{sign}.3f}{within}", each, loss)
+        sign = "+" if "-" in name else ""
+        low, high = found.interval
+        each = ", ".join(f"{x:{sign}.4f}" for x in found.by_seed)
+        table.add_row(name, f"{found.mean:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})", each)
     return table
 
 

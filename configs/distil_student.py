@@ -1,6 +1,7 @@
-"""A quarter of the quickstart's width, taught by it: jaxfusion --config configs/quickstart.py comes first.
+"""A smaller language model of captions, which has few of them, taught by one that has read all.
 
-What the teacher is worth beside the same student alone: python -m benchmarks.distil
+jaxfusion --config configs/distil_teacher.py comes first. What the teacher is worth beside the same student alone:
+python -m benchmarks.distil
 """
 
 from jaxfusion.config import default_config
@@ -10,23 +11,22 @@ def get_config():
     config = default_config()
     config.data.name = "digit_scenes"
     config.data.task = "caption"
+    config.data.train_split = "train[:200]"
+    config.data.modalities = ("text",)
     config.data.row_length = 48
 
-    config.distil.teacher = "runs/quickstart"  # or any run or checkpoint with as many positions an image
-    config.distil.temperature = 2.0
+    config.distil.teacher = "runs/distil_teacher"  # whose tokenizer the student takes
+    config.distil.temperature = 1.0
     config.distil.weight = 0.9
 
-    config.model.width = 32
-    config.model.text_embedding.positions = "learned"
+    config.model.width = 48
     config.model.text_embedding.max_positions = 128
-    small = {"stage_depths": (1, 1, 1), "stage_widths": (8, 16, 32)}
-    config.model.vision = {"kind": "vgg", "image_size": 48, "norm": "group"} | small
-    config.model.projector = {"kind": "pixel-shuffle", "factor": 3}
-    config.model.fusion = "place"
+    config.model.vision = None
     config.model.decoder.num_layers = 1
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 600
+    config.train.num_steps = 400
     config.train.batch_size = 32
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 3e-3
+    config.evaluate.num_examples = 500
     return config
