@@ -191,7 +191,7 @@ def test_a_file_that_gives_no_config(tmp_path, content, reason):
         (
             "zzz",
             "3",
-            "there is no such setting; choose from model, pretrained, data, train, parallel, evaluate, generate, ",
+            "there is no such setting; choose from model, pretrained, data, train, distil, parallel, evaluate, ",
         ),
         ("train.kind", "3", "there is no such setting; choose from num_steps, "),
         ("model.decoder.zzz", "3", "'transformer' has no such setting; choose from num_layers, "),
