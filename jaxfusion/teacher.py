@@ -67,7 +67,7 @@ def open_teacher(config: Config, student: Model, *, features: bool = False) -> t
     return Distillation(teacher, config.distil.temperature, config.distil.weight), params
 
 
-def describe_teacher(config: Config) -> Distillation | None:
+def abstract_teacher(config: Config) -> Distillation | None:
     """The teacher without its parameters, from its config alone.
 
     Raises UserError as `open_teacher` does, as far as that can be told without its tokenizer.

@@ -8,16 +8,16 @@ import numpy as np
 from jaxfusion.config import Config
 from jaxfusion.planning.full_rows import full_rows
 from jaxfusion.planning.step import StepPlan, plan_step
-from jaxfusion.teacher import describe_teacher
+from jaxfusion.teacher import abstract_teacher
 
 
 def plan_run(config: Config, rows: int = 0) -> StepPlan:
     """Compiles the run's step, of full rows, for `config.plan`'s hardware.
 
     rows: a step's, over all cards; 0: train.batch_size.
-    Raises UserError as `plan_step`, `full_rows` and `describe_teacher` do.
+    Raises UserError as `plan_step`, `full_rows` and `abstract_teacher` do.
     """
-    teacher = describe_teacher(config)
+    teacher = abstract_teacher(config)
     vocab = teacher.teacher.config.text_embedding.vocab_size if teacher else config.data.vocab_size
     config, rows = _settled(config, vocab), rows or config.train.batch_size
     batch = jax.tree.map(lambda x: np.broadcast_to(x, (rows, *x.shape[1:])), full_rows(config, 1))
