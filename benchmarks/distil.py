@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--student", type=Path, default=Path("configs/distil_student.py"), help="its config")
     parser.add_argument("--teacher", type=Path, default=Path("configs/distil_teacher.py"), help="its config")
     parser.add_argument("--workdir", type=Path, default=Path("runs/distil"), help="where all the runs live")
-    parser.add_argument("--seeds", type=positive, default=2, help="of the student (default: 2)")
+    parser.add_argument("--seeds", type=positive, default=3, help="of the student (default: 3)")
     parser.add_argument("--data-dir", default="", help="where prepared data live (default: TFDS's own)")
     return parser
 
