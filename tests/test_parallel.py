@@ -23,6 +23,7 @@ from jaxfusion.models.vlm import build
 from jaxfusion.parallel import MeshParallel, make_parallel
 from jaxfusion.planning import read_program
 from jaxfusion.training.checkpoint import Checkpoints
+from jaxfusion.training.distillation import Distillation
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import eval_step, train_step
@@ -84,6 +85,19 @@ def run_in_parts(strategy: str, initial: TrainState) -> dict:
     return {"metrics": metrics, "collectives": read_program(step).collectives}
 
 
+def run_taught(initial: TrainState, parts: int) -> list[dict]:
+    """The first steps' numbers on the mesh, with a teacher whose parameters are twice the student's."""
+    parallel = make_parallel(ParallelConfig())
+    settings = {"distillation": Distillation(MODEL, temperature=2.0), "accumulate": parts}
+    step = parallel.compile(partial(train_step, MODEL, OPTIMIZER, **settings), donate=True)
+    state = parallel.put_state(initial.replace(teacher=jax.tree.map(lambda leaf: 2 * leaf, initial.params)))
+    metrics = []
+    for number in range(3):
+        state, numbers = step(state, parallel.put_batch(make_batch(number)))
+        metrics.append({name: float(x) for name, x in jax.device_get(numbers).items()})
+    return metrics
+
+
 def recurrent_gradients() -> dict:
     """Of a BiLSTM by weights and input, on the mesh and without one: how far apart, and what the devices send."""
     module, ids = BiLSTM(2, "auto", jnp.dtype("float32")), np.tile(np.int32([1, 1, 1, 2, 2, 0]), (ROWS, 1))
@@ -141,6 +155,12 @@ def test_neither_do_the_parts_that_a_step_takes_its_rows_in(results, strategy):
     assert list(parts["collectives"]) == ["all-reduce"]  # no row leaves its device
     # A loop's counts as often as it runs: under pmap they come after the last part.
     assert parts["collectives"] == results[8]["pmap in parts"]["collectives"]
+
+
+def test_nor_does_a_teacher_depend_on_the_devices(results):
+    for one, many in zip(results[1]["taught"], results[8]["taught"], strict=True):
+        assert one["divergence"] > 1e-3
+        assert many == pytest.approx(one, rel=1e-4)
 
 
 def test_a_recurrent_layers_gradients_are_added_up_once_and_not_at_every_time_step(results):
@@ -205,6 +225,7 @@ if __name__ == "__main__":
         for globs in (("*",), ("projector/*", "*/attention/*"))
     )
     numbers = {strategy: run(strategy, fresh) for strategy in ("mesh", "pmap")} | {"mesh frozen": run("mesh", frozen)}
+    numbers["taught"] = run_taught(fresh, parts=min(2, jax.device_count()))
     if jax.device_count() > 1:
         numbers["pmap frozen"] = run("pmap", frozen)
         numbers |= {f"{strategy} in parts": run_in_parts(strategy, fresh) for strategy in ("mesh", "pmap")}
