@@ -1,5 +1,6 @@
 """Numbers that a run's settings must not fall below, checked before anything starts."""
 
+import math
 from operator import attrgetter
 from typing import Any
 
@@ -70,7 +71,7 @@ def check_ranges(config: Any) -> None:
         value = getattr(config.train, name)
         if value is not None and not 0 <= value < 1:
             raise UserError(f"config.train.{name}: {value} is no share; use 0 or more, and less than 1")
-    if config.distil.temperature <= 0:
+    if not 0 < config.distil.temperature < math.inf:
         raise UserError(f"config.distil.temperature: {config.distil.temperature} is no temperature; use more than 0")
     if not 0 <= config.distil.weight <= 1:
         raise UserError(f"config.distil.weight: {config.distil.weight} is no share; use 0 to 1")

@@ -66,7 +66,7 @@ class DataConfig:
     # a checkpoint says how pictures are prepared, whose very pixels are then kept.
     scaled_decode: bool = True
     # Of a record's video its frames are consecutive images: at most so many, evenly over its length ("uniform"), or, if
-    # these are fewer, `fps` a second, or those that the file stores whole ("keyframes"). See docs/data.md.
+    # these are fewer, `fps` a second, or those that the file stores whole ("keyframes"). See docs/video.md.
     frames: int = 8
     frame_sampling: Literal["uniform", "fps", "keyframes"] = "uniform"
     fps: float = 1.0

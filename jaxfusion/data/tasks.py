@@ -119,7 +119,9 @@ def _dialogue(record: Record, images: tuple[Image, ...] | None, language: str, c
         else:
             messages = parse_conversation(_field(record, "conversations", config), prepare)
         messages, own = named_no_more(messages), record.get("images") or images or ()
-        if record.get("video") is not None and not record.get("images"):
+        if record.get("video") is not None:
+            if record.get("images"):
+                raise UserError("a dialogue has pictures or a video; leave one of them out")
             own = own or ("video",)  # one place, where frames are left out
             messages = spread(messages, len(own))
         placed, _ = with_pictures_placed(messages, own)

@@ -77,9 +77,13 @@ def choose_listed(number: int, times: Sequence[float] | None, sampling: FrameSam
     and all as keyframes. Raises UserError where there are not as many times, or they do not increase."""
     if not number:
         raise UserError("the video has no frames; give it some, or leave it out")
-    shown = np.arange(number, dtype=float) if times is None else np.asarray(times, float) - times[0]
-    if len(shown) != number or np.any(np.diff(shown) <= 0):
-        raise UserError(f"the video has {number} frames and {len(shown)} times; give each frame a later one")
+    try:
+        shown = np.arange(number, dtype=float) if times is None else np.asarray(times, float)
+    except (TypeError, ValueError, OverflowError):
+        shown = np.zeros(0)
+    if shown.shape != (number,) or not np.all(np.isfinite(shown)) or np.any(np.diff(shown) <= 0):
+        raise UserError(f"the video's {number} frames need as many times in seconds, each later than the one before")
+    shown = shown - shown[0]
     end = shown[-1] + (shown[-1] / (number - 1) if number > 1 else 1.0)
     return choose(shown, end, np.ones(number, bool), sampling)
 
@@ -190,8 +194,9 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> Iterator[Opener]:
 
     try:
         yield open_anew
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"{name} is truncated or damaged ({error.strerror}); replace it with a whole one") from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name} is truncated or damaged ({reason}); replace it with a whole one") from error
 
 
 def _file(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
@@ -201,8 +206,9 @@ def _file(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
         return open(source, "rb")
     except FileNotFoundError as error:
         raise UserError(f"{name} does not exist; check the path") from error
-    except OSError as error:
-        raise UserError(f"{name} can't be opened: {error.strerror}; give a file that can be read") from error
+    except (OSError, ValueError) as error:  # the latter of a path that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name!r} can't be opened: {reason}; give a file that can be read") from error
 
 
 def _moving(container: Any, name: str) -> Any:

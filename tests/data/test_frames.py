@@ -108,7 +108,7 @@ def test_frames_may_be_pictures(tmp_path):
     source = open_dataset(reader.data).train
     assert frames(reader.read(source, 0)[0].messages[0].told) == [1, 3, 5, 7]
     assert frames(reader.read(source, 1)[0].messages[0].told) == ["0.5s", 1, "1.5s", 3, "2.5s", 5, "3.5s", 7]
-    with pytest.raises(UserError, match=r"rows.jsonl:3: the video has 8 frames and 7 times; give each"):
+    with pytest.raises(UserError, match=r"rows.jsonl:3: the video's 8 frames need as many times"):
         reader.read(source, 2)
     arrays = {"video": list(SQUARE), "image_id": 3, "caption_en": b"grey"}  # as TFDS gives them
     assert frames(reader.samples(arrays)[0].messages[0].parts) == [3, 11, 18, 26]
@@ -148,6 +148,12 @@ def test_in_a_dialogue_all_frames_stand_where_the_video_does(turns, before, behi
     assert frames(asked.parts) == [*before, *PLACES, *behind] and said == answer("grey")
     blind = replace(reader, data=replace(reader.data, modalities=("text",)))
     assert blind.read(source, 0)[0].messages[0].parts == (*before, *behind)
+    both = {name: value for name, value in row.items() if name != "video"} | {
+        "video": [SQUARE[0]],
+        "images": [SQUARE[0]],
+    }
+    with pytest.raises(UserError, match="a dialogue has pictures or a video; leave one of them out"):
+        reader.samples(both)
 
 
 def test_a_broken_video_is_a_bad_record_and_a_model_without_order_is_not(content, tmp_path):

@@ -216,6 +216,9 @@ def test_what_is_no_video_is_refused_by_name(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"^the video {path} .*({reason})"):
             read_video(path, FrameSampling(frames=4))
+    for odd in ("a\0.mp4", "\ud800.mp4"):
+        with pytest.raises(UserError, match="can't be opened: .*; give a file that can be read"):
+            read_video(odd, FrameSampling())
     with pytest.raises(UserError, match=r"the video .*/none.mp4 does not exist; check the path"):
         read_video(tmp_path / "none.mp4", FrameSampling())
     with pytest.raises(UserError, match="can't be opened: Is a directory"):
@@ -247,7 +250,7 @@ def test_frames_that_are_pictures():
     assert choose_listed(8, None, FrameSampling(kind="keyframes", frames=2)).tolist() == [2, 6]
     with pytest.raises(UserError, match="no frames; give it some"):
         choose_listed(0, None, FrameSampling())
-    with pytest.raises(UserError, match="3 frames and 2 times"):
-        choose_listed(3, [0.0, 1.0], FrameSampling())
-    with pytest.raises(UserError, match="give each frame a later one"):
-        choose_listed(2, [1.0, 1.0], FrameSampling())
+    odd = ([0.0], [1.0, 1.0], [], 3, "ab", ["0.0", "b"], [None, 1], [float("nan"), 1.0], [[0], [1]])
+    for times in odd:
+        with pytest.raises(UserError, match="the video's 2 frames need as many times in seconds, each later"):
+            choose_listed(2, times, FrameSampling())
