@@ -148,10 +148,7 @@ def test_in_a_dialogue_all_frames_stand_where_the_video_does(turns, before, behi
     assert frames(asked.parts) == [*before, *PLACES, *behind] and said == answer("grey")
     blind = replace(reader, data=replace(reader.data, modalities=("text",)))
     assert blind.read(source, 0)[0].messages[0].parts == (*before, *behind)
-    both = {name: value for name, value in row.items() if name != "video"} | {
-        "video": [SQUARE[0]],
-        "images": [SQUARE[0]],
-    }
+    both = row | {"video": [SQUARE[0]], "images": [SQUARE[0]], "image_id": 3}
     with pytest.raises(UserError, match="a dialogue has pictures or a video; leave one of them out"):
         reader.samples(both)
 
