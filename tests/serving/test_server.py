@@ -205,7 +205,7 @@ def test_a_wrong_key_is_refused(tiny, monkeypatch):
 
 
 def test_more_than_can_wait_are_told_to_come_again(tiny):
-    """Of eight at once two are taken, one of which waits for the other's row, if it is not free yet."""
+    """Of eight at once two are taken, one of which waits for the other's row."""
     outcomes = []
 
     def ask(client):
