@@ -48,7 +48,7 @@ def train(
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
     evaluate_fully: in its place every evaluate.full_every steps.
     init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
-    teacher: a frozen model to learn from, and its parameters, whose memory becomes the step's. No checkpoint has them.
+    teacher: a frozen model to learn from, and its parameters, which the caller keeps as well. No checkpoint has them.
     profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
