@@ -4,12 +4,22 @@ A row holds one or more *segments* (samples). Within it the n-th visual token of
 tokens each, so n < M * K) may stand at any position: `visual_index` says which one stands where.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 HostOrDevice = Array | np.ndarray
+
+
+class TopK(NamedTuple):
+    """A teacher's k largest probabilities at each position, see `jaxfusion.training.distillation`."""
+
+    ids: Int[HostOrDevice, "*N k"]
+    log_probs: Float[HostOrDevice, "*N k"]
+    log_rest: Float[HostOrDevice, "*N"]
 
 
 @struct.dataclass
@@ -27,6 +37,8 @@ class Batch:
     images:       uint8[B, M, H, W, 3], or float already normalised; int32[B, M] ids for the lookup table;
                   float[B, M, K, D] precomputed features, also a network's own; None for text alone.
     image_segment_ids: the segment each image belongs to, in order; empty image slots, at the end, have 0.
+    told:         what a teacher has said beforehand of each position that carries loss: the logarithms of its largest
+                  probabilities, their ids, and the logarithm of what all others have together; None: nothing.
     packed:       static; False promises one segment a row that starts at position 0 (padding after it), for which
                   faster kernels exist.
     """
@@ -40,6 +52,7 @@ class Batch:
     visual_index: Int[HostOrDevice, "B T"]
     images: Shaped[HostOrDevice, "B M ..."] | None = None
     image_segment_ids: Int[HostOrDevice, "B M"] | None = None
+    told: TopK | None = None
     packed: bool = struct.field(pytree_node=False, default=True)
 
     @classmethod

@@ -4,7 +4,7 @@ import base64
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -22,7 +22,6 @@ from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import Dataset, Reader, check_lookup, open_dataset, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
-from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
@@ -30,16 +29,14 @@ from jaxfusion.evaluation.meter import Meter
 from jaxfusion.files import write_json
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
-from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
-from jaxfusion.pretrained.families import FAMILIES
-from jaxfusion.pretrained.load import fresh_and_frozen, open_family_tokenizer, read_rooms, with_room_for
+from jaxfusion.pretrained.load import fresh_and_frozen, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
 from jaxfusion.provenance import check_made_for, check_numbers, check_tower, check_unchanged
-from jaxfusion.teacher import keep_teacher, open_teacher, teacher_tokenizer
+from jaxfusion.run_tokenizer import new_tokenizer, text_checkpoint
+from jaxfusion.teacher import teacher_of, with_teachers_rows
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
-from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.frozen import store
-from jaxfusion.training.loop import train
+from jaxfusion.training.loop import all_steps_done, train
 from jaxfusion.training.metrics import read_metrics
 from jaxfusion.training.progress import Progress
 from jaxfusion.workdir import (
@@ -75,9 +72,6 @@ NUMBERS = "records.json"
 # Where a trace of a few training steps goes.
 PROFILE = "profile"
 
-# The tokenizer learns from this many records; more change nothing about the words of a data set.
-TOKENIZER_RECORDS = 5000
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -110,11 +104,11 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
     if has_checkpoint(workdir):
         tokenizer = open_tokenizer(workdir)
     else:
-        tokenizer = tokenizer or _new_tokenizer(config, dataset, bad)
+        tokenizer = tokenizer or new_tokenizer(config, dataset, bad)
         if text_checkpoint(config):
             config = replace(config, model=with_room_for(tokenizer, config.model))
         Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
-    config = resolve(config, tokenizer.vocab_size, len(dataset.labels))
+    config = resolve(with_teachers_rows(config, workdir), tokenizer.vocab_size, len(dataset.labels))
     check_lookup(config.data, config.model)
     _check_others(config, dataset)
     model = open_model(config, workdir, tokenizer)
@@ -139,40 +133,14 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
 
 
 def _source(config: Config, dataset: Dataset) -> Sequence[Any]:
-    return Prepared(config.data.prepared) if config.data.prepared else dataset.train
+    if not config.data.prepared:
+        return dataset.train
+    return Prepared(config.data.prepared, told=bool(config.distil.teacher))
 
 
 def named_checkpoints(config: Config) -> dict[str, str]:
     """The checkpoints that the run's rooms begin with."""
     return {room: name for room, name in vars(config.pretrained).items() if name}
-
-
-def text_checkpoint(config: Config) -> str:
-    """The checkpoint that the run's text embedding comes from; "" where there is none."""
-    return config.pretrained.model or config.pretrained.decoder or config.pretrained.encoder
-
-
-def _new_tokenizer(config: Config, dataset: Dataset, bad: BadRecords) -> Tokenizer:
-    """That of the text model's checkpoint, or else of the teacher; trained on the data, now or when they were prepared,
-    where there is neither."""
-    name = text_checkpoint(config)
-    if not name and config.data.prepared:
-        file = Prepared(config.data.prepared).directory / "tokenizer.json"
-        if not file.is_file():
-            raise UserError(
-                f"config.data.prepared: {config.data.prepared} was prepared with a checkpoint's tokenizer; name that "
-                "checkpoint in config.pretrained, or prepare the data without one"
-            )
-        return TrainedTokenizer.load(file)
-    if not name and config.distil.teacher:
-        return teacher_tokenizer(config.distil.teacher)
-    if not name:
-        return TrainedTokenizer.train(_texts(config, dataset, bad), config.data.vocab_size)
-    checkpoint = open_checkpoint(name)
-    tokenizer = open_family_tokenizer(checkpoint.home, family_of(checkpoint, FAMILIES), config.model)
-    if tokenizer is None:
-        raise UserError(f"{name}: it holds no tokenizer; copy its tokenizer.json there")
-    return tokenizer
 
 
 def _keep_prepared(experiment: Experiment) -> None:
@@ -262,16 +230,20 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     config, model = experiment.config, experiment.model
     check_run(workdir, config)
     _check_trainable(config)
-    features = isinstance(experiment.source, Prepared) and experiment.source.features
-    teacher = open_teacher(config, model, features=features)
-    keep_teacher(config, teacher, workdir)
     _keep_prepared(experiment)
     check_numbers(experiment.dataset, workdir / NUMBERS, begun=has_checkpoint(workdir))
-    write_json(workdir / CONFIG, to_dict(config))
+    # It keeps the teacher's name that it began with: whether another one is the same is not known yet.
+    named = read_workdir_config(workdir).distil if has_checkpoint(workdir) else config.distil
+    write_json(workdir / CONFIG, to_dict(replace(config, distil=named)))
     if not has_checkpoint(workdir):
         _warn_of_random_rooms(experiment)
         model.tokenizer.save(workdir)
         write_json(workdir / LABELS, list(experiment.dataset.labels))
+    if (step := latest_step(workdir)) >= config.train.num_steps:  # a teacher need not be there any more
+        Console().print(all_steps_done(workdir, step), markup=False, highlight=False, soft_wrap=True)
+        return _evaluate(experiment, load_run(workdir)[1], step)
+    prepared = experiment.source if isinstance(experiment.source, Prepared) else None
+    teacher = teacher_of(config, model, workdir, prepared)
     iterator = train_iterator(
         experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
     )
@@ -293,8 +265,8 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
             floats = "compute" if settings.frozen_dtype == "int8" else settings.frozen_dtype
             abstract = jax.eval_shape(lambda r: kept(init(model, r), frozen_dtype=floats), rng)
             params = kept(read_rooms(model, named, rng, abstract), frozen_dtype=settings.frozen_dtype)
-            if isinstance(experiment.source, Prepared) and experiment.source.features:
-                check_tower(experiment.source, params["vision"])
+            if prepared is not None and prepared.features:
+                check_tower(prepared, params["vision"])
             return params
 
     state = train(
@@ -308,7 +280,6 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         teacher=teacher,
         profile=profile,
     )
-    del teacher
     return _evaluate(experiment, state.params, int(state.step))
 
 
@@ -355,19 +326,6 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
     write_json(workdir / EVALUATION, record)
     write_report(workdir)
     return result.metrics
-
-
-def _texts(config: Config, dataset: Dataset, bad: BadRecords) -> Iterator[str]:
-    unseen = tuple(name for name in config.data.modalities if name != "image")
-    reader = Reader(replace(config.data, modalities=unseen), config.model, dataset.labels, bad=bad, parts=dataset.parts)
-    number = len(dataset.train)
-    places = range(min(TOKENIZER_RECORDS, number))
-    if isinstance(dataset.train, Mixture):  # from all over it
-        places = np.linspace(0, number - 1, len(places)).astype(int).tolist()
-    for place in places:
-        for sample in reader.read(dataset.train, place):
-            yield from (message.text for message in sample.messages[:-1])
-            yield from sample.references
 
 
 def _write_predictions(path: Path, result: Evaluation) -> None:

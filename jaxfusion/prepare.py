@@ -1,4 +1,5 @@
-"""`--mode prepare`: a data set's train split as tokenised records with resized pictures, or a frozen tower's features.
+"""`--mode prepare`: a data set's train split as tokenised records with resized pictures, or a frozen tower's features,
+and with a teacher's largest probabilities.
 
 It goes on where it was killed: a shard is there as a whole or not at all.
 """
@@ -25,15 +26,17 @@ from jaxfusion.config.run import ParallelConfig
 from jaxfusion.data.bad_records import BAD_RECORDS
 from jaxfusion.data.loader import prepared_columns
 from jaxfusion.data.packing import ImageSlots
-from jaxfusion.data.prepared import ABOUT, About, Columns, Prepared, check_settings, shards_of, to_bytes
+from jaxfusion.data.prepared import ABOUT, TOLD, About, Columns, Prepared, check_settings, shards_of, to_bytes
 from jaxfusion.errors import UserError
-from jaxfusion.experiment import Experiment, named_checkpoints, open_experiment, text_checkpoint
+from jaxfusion.experiment import Experiment, named_checkpoints, open_experiment
 from jaxfusion.files import write_json
 from jaxfusion.models.vlm import Model, Params, apply, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import read_tower
 from jaxfusion.provenance import check_frozen_tower, settings_of, weights_fingerprint
-from jaxfusion.text.trained import TrainedTokenizer
+from jaxfusion.run_tokenizer import text_checkpoint
+from jaxfusion.speaking_teacher import SpeakingTeacher
+from jaxfusion.text.tokenizer import open_tokenizer
 from jaxfusion.training.frozen import freeze
 from jaxfusion.training.progress import Progress, to_go
 from jaxfusion.workdir import LOCK, claimed
@@ -49,7 +52,7 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
     """Writes what the config says to `output`, or goes on doing so, and says what was written and measured.
 
     Raises UserError for a directory that holds anything else, or data prepared with other settings, and for features of
-    a tower that is not frozen or does not come from a checkpoint.
+    a tower that is not frozen or does not come from a checkpoint; for a teacher as `open_teacher` does.
     """
     if config.data.prepared:
         raise UserError("config.data.prepared: --mode prepare reads the data set itself; leave it empty")
@@ -59,14 +62,16 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
         raise UserError(f"--output: {output} holds something else than prepared data; name a new directory")
     with claimed(output, lambda path: (path / ABOUT).exists(), "--output"), tempfile.TemporaryDirectory() as scratch:
         learned = output / "tokenizer.json"
-        tokenizer = TrainedTokenizer.load(learned) if learned.exists() and not text_checkpoint(config) else None
+        tokenizer = open_tokenizer(output) if learned.exists() and not text_checkpoint(config) else None
         experiment = open_experiment(config, Path(scratch), tokenizer)
-        tower = None
+        tower = teacher = None
         if config.prepare.store == "features":
             check_frozen_tower(experiment.config, experiment.model)
             tower = FrozenTower.read(experiment.config, experiment.model)
+        if config.prepare.teacher_top_k:
+            teacher = SpeakingTeacher.read(experiment.config, experiment.model)
         console = console or Console()
-        prepared = write_prepared(experiment, tower, output, console)
+        prepared = write_prepared(experiment, tower, output, console, teacher)
         if bad := experiment.reader.bad:
             shutil.copy(bad.file, output / BAD_RECORDS)
             text = f"{len(bad)} bad records were left out, see {output / BAD_RECORDS}; others are in their places"
@@ -74,12 +79,22 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
         return prepared
 
 
-def write_prepared(experiment: Experiment, tower: "FrozenTower | None", output: Path, console: Console) -> Prepared:
-    """Writes the experiment's train split to a directory, or goes on doing so. tower: for features; None: pixels."""
+def write_prepared(
+    experiment: Experiment,
+    tower: "FrozenTower | None",
+    output: Path,
+    console: Console,
+    teacher: SpeakingTeacher | None = None,
+) -> Prepared:
+    """Writes the experiment's train split to a directory, or goes on doing so.
+
+    tower: for features; None: pixels. teacher: whose largest probabilities records bring.
+    """
     config, model, records = experiment.config, experiment.model, len(experiment.dataset.train)
     store = "pixels" if tower is None else "features"
     settings = settings_of(config, model, records, store)
-    about = About(store, records, settings, config.prepare.variants, tower.fingerprint if tower else "")
+    fingerprint, told = tower.fingerprint if tower else "", teacher.about if teacher else {}
+    about = About(store, records, settings, config.prepare.variants, fingerprint, told)
     if (output / ABOUT).exists():
         before = About.read(output / ABOUT)
         _check_same(before, about, output)
@@ -88,12 +103,14 @@ def write_prepared(experiment: Experiment, tower: "FrozenTower | None", output: 
             console.print(text, markup=False, highlight=False, soft_wrap=True)
             return Prepared(output)
     write_json(output / ABOUT, about.as_json())  # first: from now on the directory is of these settings
-    if isinstance(model.tokenizer, TrainedTokenizer):
+    if not text_checkpoint(config):  # learned here, or a teacher's
         model.tokenizer.save(output)
-    _write_shards(experiment, tower, output, console)
+    _write_shards(experiment, tower, teacher, output, console)
     about = replace(about, complete=True)
     write_json(output / ABOUT, about.as_json())
-    write_json(output / ABOUT, replace(about, measured=_measure(experiment, tower, Prepared(output))).as_json())
+    write_json(
+        output / ABOUT, replace(about, measured=_measure(experiment, tower, teacher, Prepared(output))).as_json()
+    )
     prepared = Prepared(output)
     _tell(prepared, console)
     return prepared
@@ -106,6 +123,9 @@ def _check_same(before: About, now: About, output: Path) -> None:
             "config.prepare.store": about.store,
             "config.prepare.variants": about.variants,
             "the fingerprint of the tower's weights": about.tower,
+            "config.prepare.teacher_top_k": about.teacher.get("top_k", 0),
+            "config.distil.temperature": about.teacher.get("temperature"),
+            "the fingerprint of config.distil.teacher": about.teacher.get("fingerprint"),
         }
         for about in (before, now)
     )
@@ -122,8 +142,14 @@ def _check_same(before: About, now: About, output: Path) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write_shards(experiment: Experiment, tower: "FrozenTower | None", output: Path, console: Console) -> None:
-    """All shards that are not there yet, with pictures read ahead and the tower's work on one batch at a time."""
+def _write_shards(
+    experiment: Experiment,
+    tower: "FrozenTower | None",
+    teacher: SpeakingTeacher | None,
+    output: Path,
+    console: Console,
+) -> None:
+    """All shards that are not there yet, with pictures read ahead and the models' work on one batch at a time."""
     config, records = experiment.config, len(experiment.dataset.train)
     shards = list(shards_of(output, records, SHARD_RECORDS))
     missing = [shard for shard in shards if not shard.path.exists()]
@@ -138,6 +164,8 @@ def _write_shards(experiment: Experiment, tower: "FrozenTower | None", output: P
             progress.say(f"pictures to come: {size / 1e6:,.1f} MB before compression; {free / 1e6:,.0f} MB are free")
         source, tokenizer = experiment.dataset.train, experiment.model.tokenizer
         columns = prepared_columns(source, places, experiment.reader, tokenizer, config.prepare.variants)
+        if teacher is not None:
+            columns = teacher.add_told(columns)
         if tower is not None:
             columns = tower.replace_pictures(columns)
         contents = _shown(map(to_bytes, columns), done, progress)
@@ -221,8 +249,11 @@ def _joined(batch: list[Columns], parts: list[Float[Array, "B 1 K D"]]) -> Itera
 # --- what it is worth -------------------------------------------------------------------------------------------------
 
 
-def _measure(experiment: Experiment, tower: FrozenTower | None, prepared: Prepared) -> dict[str, Any]:
-    """Milliseconds a record, medians: to read and make it from the data set, for the tower, and to read it back.
+def _measure(
+    experiment: Experiment, tower: FrozenTower | None, teacher: SpeakingTeacher | None, prepared: Prepared
+) -> dict[str, Any]:
+    """Milliseconds a record, medians: to read and make it from the data set, for the models, and to read it back; and
+    the bytes of what a teacher says of one visit, the mean.
 
     One after the other, in one thread, and from the operating system's cache, so that they can be compared.
     """
@@ -238,6 +269,11 @@ def _measure(experiment: Experiment, tower: FrozenTower | None, prepared: Prepar
         seconds = [_timed(lambda: jax.block_until_ready(tower.see(batch)))[1] / tower.batch_size for _ in range(4)]
         devices = jax.local_devices()
         found |= {"tower_ms": _median_ms(seconds[1:]), "device": f"{len(devices)} x {devices[0].device_kind}"}
+    if teacher is not None:
+        batch = list(islice(made, teacher.batch_size))
+        seconds = [_timed(lambda: list(teacher.add_told(iter(batch))))[1] / len(batch) for _ in range(4)]
+        size = np.mean([record[name].nbytes for record in teacher.add_told(iter(batch)) for name in TOLD]) * len(TOLD)
+        found |= {"teacher_ms": _median_ms(seconds[1:]), "teacher_bytes": round(float(size))}
     _, seconds = zip(*(_timed(partial(prepared.__getitem__, place)) for place in places), strict=True)
     return found | {"read_ms": _median_ms(seconds)}
 
@@ -260,5 +296,11 @@ def _tell(prepared: Prepared, console: Console) -> None:
         f"a record, medians of {about.measured['records']} in one thread: {about.gain}",
         f"train on it with --config.data.prepared={prepared.directory}",
     ]
+    if about.teacher:
+        lines.insert(
+            1,
+            f"the {about.teacher['top_k']} largest probabilities of {about.teacher['name']}: "
+            f"{about.measured['teacher_bytes'] / 1e3:,.1f} kB a visit, before compression",
+        )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,11 +4,12 @@ refused by name."""
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfusion.config import Config, to_dict
@@ -22,10 +23,13 @@ from jaxfusion.errors import UserError
 from jaxfusion.files import write_json
 from jaxfusion.models.lora import is_adapter
 from jaxfusion.models.vlm import Model, Params, init
+from jaxfusion.pretrained.checkpoint import open_checkpoint
 from jaxfusion.pretrained.table import flatten
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
+from jaxfusion.training.checkpoint import FROZEN, PARAMS
 from jaxfusion.training.trainable import trained_paths
+from jaxfusion.workdir import is_run, latest_step
 
 # Of `config.data`, what decides on samples; where rows are made of them it is free.
 DATA = ("name", "train_split", "task", "label", "languages", "modalities", "segment_words", "remove_stop_words")
@@ -125,7 +129,9 @@ def check_made_for(prepared: Prepared, config: Config, model: Model, num_records
 def check_unchanged(prepared: Prepared, began: About, workdir: Path) -> None:
     """Raises UserError where the directory has been prepared anew since the run began with it."""
     theirs, ours = (
-        about.settings | {"store": about.store, "variants": about.variants, "the tower's fingerprint": about.tower}
+        about.settings
+        | {"store": about.store, "variants": about.variants, "the tower's fingerprint": about.tower}
+        | {f"the teacher's {name}": value for name, value in about.teacher.items() if name != "name"}
         for about in (began, prepared.about)
     )
     check_settings(
@@ -134,6 +140,39 @@ def check_unchanged(prepared: Prepared, began: About, workdir: Path) -> None:
         lambda name, theirs, here: (
             f"config.data.prepared: the run in {workdir} began with data prepared with {name} = {theirs!r}, and in "
             f"{prepared.directory} it is {here!r}; name the directory that it began with"
+        ),
+    )
+
+
+def check_told(prepared: Prepared, config: Config) -> None:
+    """Raises UserError where what a teacher said when the data were prepared is not what the run would hear from its
+    own. Where the run's teacher is not to be found, its name has to do.
+
+    config: with all sizes settled.
+    """
+    told, here = prepared.about.teacher, config.distil
+    if here.features:
+        raise UserError(
+            f"config.distil.features: {prepared.directory} holds a teacher's probabilities and not its hidden states; "
+            "set it to 0, or learn from the teacher itself, on data without config.prepare.teacher_top_k"
+        )
+    ours = {"config.distil.temperature": here.temperature, "config.distil.teacher": here.teacher}
+    ours["config.model.text_embedding.vocab_size"] = config.model.text_embedding.vocab_size
+    theirs = dict(zip(ours, (told["temperature"], told["name"], told["rows"]), strict=True))
+    try:
+        fingerprint = files_fingerprint(here.teacher)
+    except UserError:
+        pass
+    else:  # wherever it lies
+        del ours["config.distil.teacher"], theirs["config.distil.teacher"]
+        ours |= {"the fingerprint of config.distil.teacher": fingerprint}
+        theirs |= {"the fingerprint of config.distil.teacher": told["fingerprint"]}
+    check_settings(
+        theirs,
+        ours,
+        lambda name, theirs, here: (
+            f"config.data.prepared: {prepared.directory} was prepared with {name} = {theirs!r}, and here it is "
+            f"{here!r}; change it back, or prepare the data again in another --output"
         ),
     )
 
@@ -177,9 +216,32 @@ def weights_fingerprint(params: Params) -> str:
         for path, leaf in leaves
         for part in (
             f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode(),
-            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8),
+            # Of a copy, which goes at once: an array keeps what the host has seen of it.
+            np.ascontiguousarray(jnp.copy(leaf)).reshape(-1).view(np.uint8),
         )
     )
+
+
+def files_fingerprint(name: str) -> str:
+    """Of a run's newest parameters, or a checkpoint's weights, as they lie in their files: nothing is held in memory.
+
+    Raises UserError where they are not there.
+    """
+    home = Path(name)
+    if is_run(home):
+        parts = [home / "checkpoints" / str(latest_step(home)) / PARAMS, home / FROZEN]
+        files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
+    else:
+        checkpoint = open_checkpoint(name)
+        home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    return _fingerprint(part for file in files for part in (str(file.relative_to(home)).encode(), *_pieces(file)))
+
+
+def _pieces(file: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(size):
+            yield piece
 
 
 def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:

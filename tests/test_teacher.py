@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config, from_dict, override, to_dict
 from jaxfusion.config.run import ParallelConfig
+from jaxfusion.data.prepared import About
 from jaxfusion.errors import UserError
 from jaxfusion.experiment import open_experiment
 from jaxfusion.files import write_json
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
 from jaxfusion.planning.run import plan_run
-from jaxfusion.teacher import keep_teacher, open_teacher
+from jaxfusion.teacher import open_teacher, teacher_of
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.loop import train
@@ -85,12 +87,10 @@ class Rows:
         self.step = state["step"]
 
 
-def run(config, tokenizer, workdir):
+def run(config, tokenizer, workdir, rows=None):
     model = build(config.model, tokenizer)
     workdir.mkdir(exist_ok=True)
-    taught = open_teacher(config, model)
-    keep_teacher(config, taught, workdir)
-    return train(config, model, Rows(), workdir, teacher=taught)
+    return train(config, model, rows or Rows(), workdir, teacher=teacher_of(config, model, workdir))
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped_and_with_no_other_teacher(teacher, tokenizer, tmp_path, capsys):
@@ -141,7 +141,7 @@ REFUSED = {
 def test_another_models_batches_are_refused(name, tokenizer, tmp_path, monkeypatch):
     theirs, ours, message = REFUSED[name]
     found = build(config_of(tokenizer, **theirs).model, tokenizer)
-    monkeypatch.setattr("jaxfusion.teacher.load", lambda *_, **__: (found, {}))
+    monkeypatch.setattr("jaxfusion.teacher._describe", lambda _: (found.config, tokenizer))
     config = config_of(tokenizer, teacher="them", **ours)
     with pytest.raises(UserError, match="^config.distil.teacher: them ") as error:
         open_teacher(config, build(config.model, tokenizer))
@@ -155,10 +155,11 @@ def test_another_vocabulary_of_the_same_size_is_refused(teacher, tokenizer):
         open_teacher(config, build(config.model, others))
 
 
-def test_features_of_a_tower_are_no_pictures_for_it(teacher, tokenizer):
+def test_features_of_a_tower_are_no_pictures_for_it(teacher, tokenizer, tmp_path):
     config = config_of(tokenizer, teacher=teacher)
+    prepared = SimpleNamespace(about=About("features", 1, {}, 8), features=True)
     with pytest.raises(UserError, match="config.prepare.store = 'pixels'"):
-        open_teacher(config, build(config.model, tokenizer), features=True)
+        teacher_of(config, build(config.model, tokenizer), tmp_path, prepared)
 
 
 def test_the_student_takes_its_teachers_tokenizer_and_a_missing_one_is_named(teacher, tokenizer, small_data, tmp_path):

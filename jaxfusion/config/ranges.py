@@ -7,6 +7,7 @@ from typing import Any
 from jaxfusion.errors import UserError
 
 LEAST = {
+    "prepare.teacher_top_k": 0,
     "train.num_steps": 1,
     "train.batch_size": 1,
     "train.accumulate": 1,
@@ -75,6 +76,8 @@ def check_ranges(config: Any) -> None:
         raise UserError(f"config.distil.temperature: {config.distil.temperature} is no temperature; use more than 0")
     if not 0 <= config.distil.weight <= 1:
         raise UserError(f"config.distil.weight: {config.distil.weight} is no share; use 0 to 1")
+    if not 0 <= config.distil.features < math.inf:
+        raise UserError(f"config.distil.features: {config.distil.features} is no weight; use 0 or more")
     if config.train.eps is not None:
         _check("train.eps", config.train.eps, 0.0)
 

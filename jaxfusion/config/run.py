@@ -124,11 +124,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistilConfig:
-    """A frozen teacher, whose probabilities the model learns beside the targets (Hinton et al. 2015)."""
+    """A frozen teacher, whose probabilities and hidden states the model learns beside the targets (Hinton et al. 2015,
+    Romero et al. 2015)."""
 
     teacher: str = ""  # a run's directory, or a checkpoint (a directory or a hub id); "": none
     temperature: float = 2.0  # both models' logits are divided by it; above 1 small probabilities count for more
-    weight: float = 0.5  # of what the teacher says, temperature**2 times a divergence; the cross-entropy has the rest
+    # Of what the teacher says, temperature**2 times a divergence; the cross-entropy, label smoothing with it, has the
+    # rest, and the z-loss its whole weight.
+    weight: float = 0.5
+    features: float = 0.0  # weight of 1 - cosine of both models' last hidden states, put on top; 0: they do not count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +181,9 @@ class PrepareConfig:
 
     store: Literal["pixels", "features"] = "pixels"  # the resized picture, or what the frozen vision tower makes of it
     variants: int = 8  # of a conversation learned in random order, with one of several answers: all, or so many of them
+    # So many of the largest probabilities that distil.teacher gives, at distil.temperature, wherever something is
+    # learned: a run on the records learns from them and does not need the teacher; 0: none.
+    teacher_top_k: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

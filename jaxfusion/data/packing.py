@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfusion.batch import Batch
+from jaxfusion.batch import Batch, TopK
 from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
@@ -71,6 +71,7 @@ def pack(
     positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     images = _image_grid(rows, slots)
     image_segment_ids = None if images is None else np.zeros(images.shape[:2], np.int32)
+    told = _told_grid(rows, row_length)
     for row, segments in enumerate(rows):
         start, image = 0, 0
         for number, segment in enumerate(segments, 1):
@@ -80,6 +81,9 @@ def pack(
             columns["visual_index"][where] += np.where(segment.visual_index >= 0, image * tokens_per_image, 0)
             positions[where] = np.arange(len(segment.tokens))
             segment_ids[where] = number
+            if told is not None:
+                for grid, said in zip(told, segment.told, strict=True):
+                    grid[row, start + np.flatnonzero(segment.loss_weights)] = said
             for picture in segment.images:
                 images[row, image], image_segment_ids[row, image] = picture, number
                 image += 1
@@ -90,8 +94,19 @@ def pack(
         segment_ids=segment_ids,
         images=images,
         image_segment_ids=image_segment_ids,
+        told=told,
         packed=any(len(segments) > 1 for segments in rows) if packed is None else packed,
     )
+
+
+def _told_grid(rows: Sequence[Sequence[Segment]], row_length: int) -> TopK | None:
+    """Room for what a teacher says, where any segment brings that: then all do."""
+    first = next((segment.told for segments in rows for segment in segments), None)
+    if first is None:
+        return None
+    shape, k = (len(rows), row_length), first.ids.shape[-1]
+    ids = np.broadcast_to(np.arange(k, dtype=np.int32), (*shape, k)).copy()  # different ones, as everywhere
+    return TopK(ids, np.zeros((*shape, k), np.float32), np.zeros(shape, np.float32))
 
 
 def _image_grid(rows: Sequence[Sequence[Segment]], slots: ImageSlots | None) -> np.ndarray | None:

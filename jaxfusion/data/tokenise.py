@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from jaxfusion.batch import TopK
 from jaxfusion.config.model import (
     AddFusionConfig,
     ModelConfig,
@@ -29,7 +30,10 @@ from jaxfusion.text.tokenizer import Tokenizer
 
 
 class Segment(NamedTuple):
-    """One sample, ready to be put in a row; `visual_index` counts the segment's own visual tokens from 0."""
+    """One sample, ready to be put in a row; `visual_index` counts the segment's own visual tokens from 0.
+
+    told: what a teacher says of the positions that carry loss, in order, where that was prepared.
+    """
 
     tokens: Int[np.ndarray, " t"]
     targets: Int[np.ndarray, " t"]
@@ -37,6 +41,7 @@ class Segment(NamedTuple):
     prompt_mask: Bool[np.ndarray, " t"]
     visual_index: Int[np.ndarray, " t"]
     images: list[Shaped[np.ndarray, "..."]]
+    told: TopK | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -143,7 +148,7 @@ def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) ->
 def pieces(segment: Segment, length: int) -> list[Segment]:
     """A document without pictures in as many parts as it takes to have no more than so many positions in each, which
     are learned as if nothing stood before them. A last part from which nothing is learned is left out."""
-    fields = {name: value for name, value in segment._asdict().items() if name != "images"}
+    fields = {name: value for name, value in segment._asdict().items() if name not in ("images", "told")}
     parts = [
         Segment(**{name: value[start : start + length] for name, value in fields.items()}, images=[])
         for start in range(0, len(segment.tokens), length)

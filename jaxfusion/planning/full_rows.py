@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfusion.batch import Batch
+from jaxfusion.batch import Batch, TopK
 from jaxfusion.config import Config
 from jaxfusion.config.model import AddFusionConfig, PlaceFusionConfig
 from jaxfusion.data.packing import ImageSlots, pack
@@ -20,7 +20,8 @@ def full_rows(config: Config, rows: int) -> Batch:
     Where rows are packed the batch says so, which decides on kernels, though one sample fills each.
     """
     model, data = config.model, config.data
-    features = bool(data.prepared) and About.read(Path(data.prepared) / ABOUT).store == "features"
+    about = About.read(Path(data.prepared) / ABOUT) if data.prepared else None
+    features = about is not None and about.store == "features"
     images = (data.images_per_row or 1) if "image" in data.modalities else 0
     slots = ImageSlots.of(model, images, features=features)
     number, length = slots.number if slots else 0, data.row_length
@@ -40,5 +41,11 @@ def full_rows(config: Config, rows: int) -> Batch:
         prompt_mask=column < place,
         visual_index=index.astype(np.int32),
         images=[np.zeros(slots.shape, slots.dtype) for _ in range(number)],
+        told=_told(about, length - place) if config.distil.teacher and about and about.teacher else None,
     )
     return pack([[segment]] * rows, length, model.tokens_per_image, slots, packed=data.packing != "none")
+
+
+def _told(about: About, targets: int) -> TopK:
+    shape = (targets, about.teacher["top_k"])
+    return TopK(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(targets, np.float32))

@@ -17,8 +17,7 @@ def plan_run(config: Config, rows: int = 0) -> StepPlan:
     rows: a step's, over all cards; 0: train.batch_size.
     Raises UserError as `plan_step`, `full_rows` and `abstract_teacher` do.
     """
-    teacher = abstract_teacher(config)
-    vocab = teacher.teacher.config.text_embedding.vocab_size if teacher else config.data.vocab_size
+    teacher, vocab = abstract_teacher(config) or (None, config.data.vocab_size)
     config, rows = _settled(config, vocab), rows or config.train.batch_size
     batch = jax.tree.map(lambda x: np.broadcast_to(x, (rows, *x.shape[1:])), full_rows(config, 1))
     return plan_step(config.model, config.train, batch, config.plan.hardware, config.plan.topology, teacher)

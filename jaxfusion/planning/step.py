@@ -30,7 +30,7 @@ from jaxfusion.models.vlm import build, init
 from jaxfusion.parallel import MeshParallel
 from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
-from jaxfusion.training.distillation import Distillation
+from jaxfusion.training.distillation import Distillation, FromTopK
 from jaxfusion.training.frozen import freeze
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import create_state
@@ -91,7 +91,7 @@ def plan_step(
     batch: Batch,
     hardware: str = "h200",
     topology: str = "1x1x1",
-    distillation: Distillation | None = None,
+    distillation: Distillation | FromTopK | None = None,
 ) -> StepPlan:
     """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
 
@@ -104,10 +104,11 @@ def plan_step(
     _check_encoder(config, batch, mesh)
     model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    kept["map_shape"] = distillation and distillation.map_shape(model)
     state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
     optimizer_bytes = _bytes(state) - _bytes(state.params)
     parameters = {room: _bytes(part) for room, part in state.params.items()}
-    if distillation is not None:
+    if isinstance(distillation, Distillation):
         teacher = distillation.teacher
         taught_by = jax.eval_shape(lambda rng: freeze(teacher, init(teacher, rng), "compute"), jax.random.key(0))
         state = state.replace(teacher=taught_by)

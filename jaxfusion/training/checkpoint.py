@@ -145,7 +145,8 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 def _rest(state: TrainState) -> dict[str, Any]:
     """All but the parameters, which are an item of their own so that they can be read alone."""
-    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+    rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+    return rest if state.feature_map is None else rest | {"feature_map": state.feature_map}
 
 
 def _with_sharding(shapes: Any) -> Any:

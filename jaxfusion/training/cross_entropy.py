@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxfusion.models.rows import platform, row_axes
-from jaxfusion.training.distillation import SoftTargets, Told
+from jaxfusion.training.distillation import SoftTargets, Told, ToldTopK
 
 CHUNKS = 8  # at least, so that those without any loss can be skipped
 
@@ -58,12 +58,14 @@ class LossSums:
     """Sums over positions: weight * cross-entropy (nats), weight, and weight where the arg max is the target.
 
     divergence: where a teacher speaks, weight * what the student is off from it (nats), which has a share in the loss.
+    distance: where its hidden states count too, weight * how far the student's are from them, see `distillation`.
     """
 
     loss: Float[Array, ""]
     weight: Float[Array, ""]
     correct: Float[Array, ""]
     divergence: Float[Array, ""] | None = None
+    distance: Float[Array, ""] | None = None
 
     @property
     def mean_loss(self) -> Float[Array, ""]:
@@ -81,13 +83,14 @@ def linear_cross_entropy(
     weights: Float[Array, "B T"],
     options: CrossEntropy = CrossEntropy(),
     limits: Limits | None = None,
-    told: Told | None = None,
+    told: Told | ToldTopK | None = None,
 ) -> LossSums:
     """The sums for the logits `hidden @ matrix.T`, which are formed in float32 from operands of hidden's dtype.
 
     Its loss can be differentiated once, by hidden and matrix; whichever is not asked for costs nothing.
     limits: None: what is fastest where it runs.
-    told: what a teacher says of the same positions and classes; see `jaxfusion.training.distillation`.
+    told: what a teacher says of the same positions and classes; see `jaxfusion.training.distillation`. The z-loss keeps
+        its whole weight beside it, since it is no target's.
     """
     limits = limits or (ON_CPU if platform() == "cpu" else ON_GPU)
     arrays = (hidden, matrix, targets, weights)
@@ -95,7 +98,7 @@ def linear_cross_entropy(
         loss, correct = _sums(options, None, limits, *arrays)
         return LossSums(loss, jnp.sum(weights), correct)
     limits = limits._replace(max_logits=limits.max_logits // 2)  # there are as many of the teacher's
-    loss, correct, divergence = _sums(options, told.soft, limits, *arrays, told.hidden, told.matrix)
+    loss, correct, divergence = _sums(options, told.soft, limits, *arrays, *told.said)
     return LossSums(loss, jnp.sum(weights), correct, divergence)
 
 
@@ -110,8 +113,10 @@ def logits_loss(
     return LossSums(loss, jnp.sum(weights), correct)
 
 
-def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) -> tuple[Array, Array, Array]:
-    """(loss, correct, log-normaliser of each position)"""
+def _read(
+    logits: Array, targets: Array, weights: Array, options: CrossEntropy, share: float = 1.0
+) -> tuple[Array, Array, Array]:
+    """(loss, correct, log-normaliser of each position). share: of the cross-entropy in the loss."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     # A sum over a comparison, not a gather: its gradient is one fused pass and not a scatter into all logits.
     classes = jnp.arange(logits.shape[-1])
@@ -120,7 +125,7 @@ def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) 
     likely = (1 - spread) * jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
     if spread:
         likely += spread * jnp.mean(logits, axis=-1)
-    losses = normaliser - likely
+    losses = share * (normaliser - likely)
     if options.z_loss:
         losses += options.z_loss * normaliser**2
     # The first of the highest, as jnp.argmax, whose pairs of value and index XLA's CPU takes one at a time.
@@ -129,18 +134,19 @@ def _read(logits: Array, targets: Array, weights: Array, options: CrossEntropy) 
     return jnp.sum(weights * losses), jnp.sum(weights * (best == targets)), normaliser
 
 
-def _by_logits(logits: Array, targets: Array, normaliser: Array, vocab: int, options: CrossEntropy) -> Array:
-    """The gradient of a position's cross-entropy by its logits, of a block of the classes.
+def _by_logits(
+    logits: Array, targets: Array, normaliser: Array, vocab: int, options: CrossEntropy, share: float
+) -> Array:
+    """The gradient of a position's loss, as `_read` has it, by its logits, of a block of the classes.
 
     targets: counted from the block's first class.
     """
-    share = jnp.exp(logits - normaliser[..., None])
-    if options.z_loss:
-        share *= (1 + 2 * options.z_loss * normaliser)[..., None]
+    found = jnp.exp(logits - normaliser[..., None])
+    found *= (share + 2 * options.z_loss * normaliser)[..., None] if options.z_loss else share
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    by_logits = share - jnp.where(is_target, 1 - options.label_smoothing, 0)
+    by_logits = found - jnp.where(is_target, share * (1 - options.label_smoothing), 0)
     if options.label_smoothing:
-        by_logits -= options.label_smoothing / vocab
+        by_logits -= share * options.label_smoothing / vocab
     return by_logits
 
 
@@ -166,12 +172,11 @@ def _forward(options: CrossEntropy, soft: Soft, limits: Limits, *primals: Custom
     sums, *gradients = _on_mesh(
         options, soft, limits, hidden.perturbed, matrix.perturbed, *(primal.value for primal in primals)
     )
-    return sums, tuple(gradients)
+    return sums, (tuple(gradients), (None,) * (len(primals) - 2))
 
 
-def _backward(options: CrossEntropy, soft: Soft, limits: Limits, gradients: tuple, cotangents: tuple) -> tuple:
-    of_loss = cotangents[0]
-    others = (None,) * (2 if soft is None else 4)
+def _backward(options: CrossEntropy, soft: Soft, limits: Limits, kept: tuple, cotangents: tuple) -> tuple:
+    (gradients, others), of_loss = kept, cotangents[0]
     if isinstance(of_loss, SymbolicZero):
         return None, None, *others
     scaled = [None if g is None else (of_loss * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
@@ -195,7 +200,8 @@ def _on_mesh(
         return sums, by_hidden, by_matrix
 
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    inputs, outputs = (rows, whole, rows, rows, rows, whole)[: len(arrays)], (whole, rows, whole)
+    told = {0: (), 2: (rows, whole), 3: (rows, rows, rows)}[len(arrays) - 4]  # see `Told.said` and `ToldTopK.said`
+    inputs, outputs = (rows, whole, rows, rows, *told), (whole, rows, whole)
     return jax.shard_map(run_and_add, in_specs=inputs, out_specs=outputs, axis_names=set(axes), check_vma=False)(
         *arrays
     )
@@ -211,10 +217,14 @@ def _run(
     matrix: Shaped[Array, "V D"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
-    told: Shaped[Array, "B T E"] | None = None,
-    told_matrix: Shaped[Array, "V E"] | None = None,
+    *said: Array,
 ) -> tuple[tuple[Array, ...], Array | None, Array | None]:
-    """((loss, correct, and with a teacher the divergence), gradient of the loss by hidden, by matrix)"""
+    """((loss, correct, and with a teacher the divergence), gradient of the loss by hidden, by matrix)
+
+    said: what a teacher says, arrays of positions, and its matrix, where there is one.
+    """
+    said, told_matrix = (said[:1], said[1:]) if len(said) == 2 else (said, ())
+    share = 1.0 if soft is None else 1 - soft.weight
     narrow = matrix.astype(hidden.dtype)
     vocab, width = matrix.shape
     step = chunk_size(targets.size, vocab, limits)
@@ -222,29 +232,27 @@ def _run(
     block = -(-vocab // -(-vocab // block))  # as many blocks, of equal size, so that hardly a class is done twice
 
     def chunk(positions: tuple[Array, ...], by_matrix: Array | None) -> tuple[Any, ...]:
-        """positions: hidden, [P, D], targets, weights, and with a teacher its hidden, [P, E]; by_matrix: float32[V, D],
-        to be added to."""
+        """positions: hidden, [P, D], targets, weights, and what a teacher says; by_matrix: float32[V, D], to be added
+        to."""
         hidden, targets, weights, *told = positions
         logits = jnp.einsum("pd,vd->pv", hidden, narrow, preferred_element_type=jnp.float32)
         logits = _bent(logits, options.softcap)
-        loss, correct, normaliser = _read(logits, targets, weights, options)
+        loss, correct, normaliser = _read(logits, targets, weights, options, share)
         sums = (loss, correct)
         if soft is not None:
-            matrix = told_matrix.astype(told[0].dtype)
-            theirs = jnp.einsum("pe,ve->pv", told[0], matrix, preferred_element_type=jnp.float32)
-            theirs = _bent(theirs, soft.softcap)
+            theirs = soft.teacher_logits(logits, *told, *told_matrix)
             divergences, normalisers = soft.divergence(logits, theirs)
             divergence = jnp.sum(weights * divergences)
-            sums = ((1 - soft.weight) * loss + soft.weight * divergence, correct, divergence)
+            sums = (loss + soft.weight * divergence, correct, divergence)
 
         def add_block(index: Array, carry: tuple[Array | None, Array | None]) -> tuple[Array | None, Array | None]:
             by_hidden, by_matrix = carry
             first = jnp.minimum(index * block, vocab - block)
             part = jax.lax.dynamic_slice_in_dim(logits, first, block, axis=1)
-            by_logits = _by_logits(part, targets - first, normaliser, vocab, options)
+            by_logits = _by_logits(part, targets - first, normaliser, vocab, options, share)
             if soft is not None:
                 says = jax.lax.dynamic_slice_in_dim(theirs, first, block, axis=1)
-                by_logits = (1 - soft.weight) * by_logits + soft.weight * soft.by_logits(part, says, normalisers)
+                by_logits += soft.weight * soft.by_logits(part, says, normalisers)
             by_logits *= _slope(part, options.softcap) * weights[..., None]
             # The last block begins earlier than it would, and what the one before it has done is done.
             new = first + jnp.arange(block) >= index * block
@@ -265,8 +273,7 @@ def _run(
 
     nothing = jnp.zeros(matrix.shape, jnp.float32) if for_matrix else None
     positions = (hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1))
-    if soft is not None:
-        positions += (told.reshape(-1, told.shape[-1]),)
+    positions += tuple(values.reshape(targets.size, *values.shape[2:]) for values in said)
     if step < targets.size:
         num_sums = 2 if soft is None else 3
         sums, by_hidden, by_matrix = _run_chunks(chunk, step, for_hidden, positions, nothing, num_sums)

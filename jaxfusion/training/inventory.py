@@ -3,11 +3,13 @@
 from math import prod
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxfusion.config.run import TrainConfig
 from jaxfusion.models.int8 import is_int8
-from jaxfusion.models.vlm import Params
+from jaxfusion.models.vlm import Model, Params, init
+from jaxfusion.training.distillation import Distillation, FromTopK
 from jaxfusion.training.progress import scaled
 from jaxfusion.training.trainable import split
 
@@ -28,14 +30,25 @@ def describe_run(params: Params, settings: TrainConfig) -> str:
     )
 
 
-def describe_teacher(params: Params, temperature: float, weight: float) -> str:
-    """params: as a run keeps them; shapes are enough.
+def describe_teacher(distillation: Distillation | FromTopK, student: Model) -> str:
+    """What a run learns from, beside the targets, and what that takes.
 
     the teacher: 379,232 parameters are frozen (float32, 1.52 MB); temperature 2, its weight 0.5
     """
-    return (
-        f"the teacher: {_describe(params, 'parameters are frozen')}; temperature {temperature:g}, its weight {weight:g}"
+    counts = f"temperature {distillation.temperature:g}, its weight {distillation.weight:g}"
+    if isinstance(distillation, FromTopK):
+        return f"the teacher: its {distillation.k} largest probabilities, as they were prepared; {counts}"
+    teacher = distillation.teacher
+    dtype = jnp.dtype(teacher.config.dtype)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+        jax.eval_shape(lambda rng: init(teacher, rng), jax.random.key(0)),
     )
+    if distillation.features:
+        counts += f", its hidden states' {distillation.features:g}"
+    if shape := distillation.map_shape(student):
+        counts += f" (by a map of {shape[0]:,} x {shape[1]:,} that trains, {scaled(4 * prod(shape))}B)"
+    return f"the teacher: {_describe(shapes, 'parameters are frozen')}; {counts}"
 
 
 def _describe(params: Params, what: str) -> str:

@@ -14,10 +14,10 @@ import jax
 from jaxfusion.config import Config
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params
-from jaxfusion.parallel import make_parallel
+from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.compilations import Recompilations, counted_compilations
-from jaxfusion.training.distillation import Distillation
+from jaxfusion.training.distillation import Distillation, FromTopK
 from jaxfusion.training.inventory import describe_run, describe_teacher
 from jaxfusion.training.meters import Meters, peak_memory
 from jaxfusion.training.metrics import MetricsLog, Window
@@ -39,7 +39,7 @@ def train(
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_fully: Callable[[Params], Mapping[str, float]] | None = None,
     init_params: Callable[[], Params] | None = None,
-    teacher: tuple[Distillation, Params] | None = None,
+    teacher: Callable[[Parallel], tuple[Distillation | FromTopK, Params | None]] | None = None,
     profile: Path | None = None,
 ) -> TrainState:
     """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
@@ -48,7 +48,8 @@ def train(
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
     evaluate_fully: in its place every evaluate.full_every steps.
     init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
-    teacher: a frozen model to learn from, and its parameters, which the caller keeps as well. No checkpoint has them.
+    teacher: gives a frozen model to learn from, and its parameters as `Parallel.put_state` places them, or none for one
+        that has spoken beforehand. It is asked once, at the beginning; no checkpoint has them.
     profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
@@ -61,8 +62,9 @@ def train(
     optimizer = make_optimizer(settings)
     learning_rate = learning_rate_schedule(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
+    distillation, told_by = teacher(parallel) if teacher else (None, None)
+    kept["map_shape"] = distillation and distillation.map_shape(model)
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
-    distillation, told_by = teacher or (None, None)
     step_fn = parallel.compile(make_step(model, optimizer, settings, distillation), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
@@ -74,14 +76,15 @@ def train(
             iterator.set_state(iterator_state)
         first = int(state.step)
         if first >= settings.num_steps:
-            progress.say(f"{workdir} has all of its {first} steps; choose another workdir to train anew")
+            progress.say(all_steps_done(workdir, first))
             return state
         if restored is not None:
             progress.say(f"continuing from step {first}")
         progress.say(describe_run(state.params, settings))
         if distillation is not None:
-            progress.say(describe_teacher(told_by, distillation.temperature, distillation.weight))
-        state = parallel.put_state(state.replace(teacher=told_by))
+            progress.say(describe_teacher(distillation, model))
+        state = parallel.put_state(state).replace(teacher=told_by)
+        del told_by
 
         with (
             stop_signals() as stopped,
@@ -152,6 +155,10 @@ def train(
             progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
             raise SystemExit(128 + stopped[0])
     return parallel.unreplicate(state.replace(teacher=None))
+
+
+def all_steps_done(workdir: Path, step: int) -> str:
+    return f"{workdir} has all of its {step} steps; choose another workdir to train anew"
 
 
 def _is_running(metrics: Any) -> bool:

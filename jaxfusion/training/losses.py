@@ -1,11 +1,12 @@
 """The training loss of a model: cross-entropy over a batch's weighted targets, as sums that devices can add up."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfusion.batch import Batch
 from jaxfusion.models.vlm import Model, Params, features, output_matrix
 from jaxfusion.training.cross_entropy import CrossEntropy, LossSums, linear_cross_entropy, logits_loss
-from jaxfusion.training.distillation import Told
+from jaxfusion.training.distillation import Told, ToldTopK
 
 
 def loss_sums(logits: Float[Array, "B T V"], batch: Batch) -> LossSums:
@@ -21,7 +22,7 @@ def forward_loss(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    told: Told | None = None,
+    told: Told | ToldTopK | None = None,
 ) -> LossSums:
     """The loss sums of the model's own logits, which are never all there at once. The options are `CrossEntropy`'s.
 
@@ -31,7 +32,11 @@ def forward_loss(
     options = CrossEntropy(softcap=softcap, z_loss=z_loss, label_smoothing=label_smoothing)
     hidden = features(model, params, batch, dropout_rng)
     matrix = output_matrix(model, params)
-    return linear_cross_entropy(hidden, matrix, batch.targets, batch.loss_weights, options, told=told)
+    sums = linear_cross_entropy(hidden, matrix, batch.targets, batch.loss_weights, options, told=told)
+    if told is None or not told.features:
+        return sums
+    distance = jnp.sum(batch.loss_weights * told.distances(hidden))
+    return sums.replace(loss=sums.loss + told.features * distance, distance=distance)
 
 
 def loss(model: Model, params: Params, batch: Batch, dropout_rng: Array | None = None) -> Float[Array, ""]:

@@ -17,9 +17,9 @@ from jaxfusion.models.remat import Remat, rematerialised
 from jaxfusion.models.rows import row_axes
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
-from jaxfusion.training.distillation import Distillation
+from jaxfusion.training.distillation import Distillation, FromTopK
 from jaxfusion.training.losses import LossSums, forward_loss
-from jaxfusion.training.state import TrainState
+from jaxfusion.training.state import MAP, TrainState
 from jaxfusion.training.trainable import join, split
 
 Metrics = dict[str, Shaped[Array, ""]]
@@ -37,7 +37,7 @@ def train_step(
     remat: Remat = "none",
     matmul: MatMul = "compute",
     accumulate: int = 1,
-    distillation: Distillation | None = None,
+    distillation: Distillation | FromTopK | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
@@ -52,27 +52,30 @@ def train_step(
         divided once, so the update is that of all rows at once but for dropout, which each part has its own, and on a
         mesh each device. It must divide the rows that each device holds.
     distillation: a frozen teacher, whose parameters are `state.teacher`, has a share in the loss.
+        `state.feature_map` learns along.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; with a teacher the divergence
-        from it (nats), as it is in the loss; gradient_norm, before clipping; and the batch's sizes, see
-        `jaxfusion.models.sizes`.
+        from it (nats), as it is in the loss, and the feature_distance, where hidden states count; gradient_norm, before
+        clipping; and the batch's sizes, see `jaxfusion.models.sizes`.
     """
     dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name is not None:
         dropout_rng = jax.random.fold_in(dropout_rng, jax.lax.axis_index(axis_name))
 
     trainable, frozen = split(state.params, state.trainable)
+    if state.feature_map is not None:  # no part of the model, but a parameter to the optimizer like any other
+        trainable = trainable | {MAP: state.feature_map}
 
     def summed_loss(trainable: Params, fixed: Params, batch: Batch, rng: Array) -> tuple[Float[Array, ""], LossSums]:
         frozen, teacher = fixed
-        told = distillation and distillation.tell(teacher, batch)
-        params, options = join(trainable, frozen), {"z_loss": z_loss, "label_smoothing": label_smoothing}
+        told = distillation and distillation.tell(teacher, batch, trainable.get(MAP))
+        params, options = join(_of_model(trainable), frozen), {"z_loss": z_loss, "label_smoothing": label_smoothing}
         with rematerialised(remat), multiplied(matmul):
             sums = forward_loss(model, params, batch, rng, **options, told=told)
         return sums.loss, sums
 
     differentiate = jax.grad(summed_loss, has_aux=True)
     if accumulate > 1:
-        differentiate = _in_parts(differentiate, accumulate, distillation is not None)
+        differentiate = _in_parts(differentiate, accumulate, distillation)
     gradients, sums = differentiate(trainable, (frozen, state.teacher), batch, dropout_rng)
     sizes = batch_sizes(model.config, batch)
     if axis_name is not None:
@@ -82,7 +85,8 @@ def train_step(
     gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    params = join(optax.apply_updates(trainable, updates), frozen)
+    updated = optax.apply_updates(trainable, updates)
+    params = join(_of_model(updated), frozen)
     metrics = {
         "loss": sums.loss / weight,
         "accuracy": sums.correct / weight,
@@ -91,14 +95,21 @@ def train_step(
     }
     if distillation is not None:
         metrics["divergence"] = sums.divergence / weight
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    if sums.distance is not None:
+        metrics["feature_distance"] = sums.distance / weight
+    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, feature_map=updated.get(MAP))
+    return new, metrics
+
+
+def _of_model(trainable: Params) -> Params:
+    return {room: leaves for room, leaves in trainable.items() if room != MAP}
 
 
 def make_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     settings: TrainConfig,
-    distillation: Distillation | None = None,
+    distillation: Distillation | FromTopK | None = None,
 ) -> Callable[..., Any]:
     """`train_step` of a run: what is left are the state, the batch and the axis name."""
     names = ("z_loss", "label_smoothing", "remat", "matmul", "accumulate")
@@ -106,7 +117,9 @@ def make_step(
     return partial(train_step, model, optimizer, **chosen, distillation=distillation)
 
 
-def _in_parts(differentiate: Callable[..., tuple[Params, LossSums]], count: int, taught: bool) -> Callable[..., Any]:
+def _in_parts(
+    differentiate: Callable[..., tuple[Params, LossSums]], count: int, taught: Distillation | FromTopK | None
+) -> Callable[..., Any]:
     """`differentiate(trainable, fixed, batch, rng)` of `count` parts of the rows one after the other, added up.
 
     On a mesh each device takes its own rows in parts, and the devices' sums are added up once, after the last.
@@ -116,7 +129,8 @@ def _in_parts(differentiate: Callable[..., tuple[Params, LossSums]], count: int,
         def add(total: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
             return jax.tree.map(jnp.add, total, differentiate(trainable, fixed, *part)), None
 
-        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * (4 if taught else 3))
+        found = 3 + (taught is not None) + bool(taught and taught.features)
+        nothing = LossSums(*(jnp.zeros((), jnp.float32),) * found)
         start = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable), nothing)
         sums, _ = jax.lax.scan(add, start, (_parts(batch, count), jax.random.split(rng, count)))
         return sums
