@@ -8,8 +8,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxfusion.batch import TopK
 from jaxfusion.data.messages import Image, Sample, answer, ask
-from jaxfusion.data.prepared import ABOUT, About, Prepared, Shard, columns_of, from_bytes, shards_of, to_bytes
+from jaxfusion.data.packing import pack
+from jaxfusion.data.prepared import (
+    ABOUT,
+    PER_POSITION,
+    About,
+    Prepared,
+    Shard,
+    columns_of,
+    from_bytes,
+    shards_of,
+    to_bytes,
+    variants_of,
+    with_told,
+)
 from jaxfusion.data.tokenise import Layout, tokenise
 from jaxfusion.data.visits import conversation
 from jaxfusion.errors import UserError
@@ -55,7 +69,7 @@ def test_all_orders_of_a_short_conversation_are_there_whole_and_once():
         for order in ([a, b, c], [a, c, b], [b, a, c], [b, c, a], [c, a, b], [c, b, a])
     ]
     for segment, wanted in zip(record.variants, expected, strict=True):
-        for ours, theirs in zip(segment[:-1], wanted[:-1], strict=True):
+        for ours, theirs in ((getattr(segment, name), getattr(wanted, name)) for name in PER_POSITION):
             assert ours.dtype == theirs.dtype
             np.testing.assert_array_equal(ours, theirs)
     assert record.names == ["7-0", "7-0", "7-1", "7-1", "7-2", "7-2"]
@@ -144,3 +158,33 @@ def test_unfinished_and_broken_directories_are_named(tmp_path, changes, message)
 def test_a_directory_of_something_else_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^config\.data\.prepared: there is no .*prepared\.json; prepare the data by"):
         Prepared(tmp_path)
+
+
+def test_what_a_teacher_says_comes_back_in_its_place_and_only_where_it_is_wanted():
+    plain = columns(samples("a", "bc"))
+    counts = [int(segment.loss_weights.sum()) for segment in variants_of(plain)]
+    rng = np.random.default_rng(0)
+    told = [
+        TopK(
+            rng.permuted(np.tile(np.arange(262, dtype=np.int32), (n, 1)), axis=1)[:, :3],
+            rng.normal(size=(n, 3)).astype(np.float32),
+            rng.normal(size=n).astype(np.float32),
+        )
+        for n in counts
+    ]
+    content = to_bytes(with_told(plain, told, num_classes=262))
+    assert all(variant.told is None for variant in from_bytes(content).variants)
+    record = from_bytes(content, told=True)
+    assert record.variants[0].told.ids.dtype == np.uint16
+    for variant, said in zip(record.variants, told, strict=True):
+        for ours, theirs in zip(variant.told, said, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    _, segment = record.draw(rng)
+    other = record.variants[0]
+    batch = pack([[other, segment], [segment]], 32, 2)
+    for row, at, given in ((0, 0, other), (0, len(other.tokens), segment), (1, 0, segment)):
+        where = at + np.flatnonzero(given.loss_weights)
+        assert (batch.loss_weights[row, where] > 0).all()
+        for grid, said in zip(batch.told, given.told, strict=True):
+            np.testing.assert_array_equal(grid[row, where], said)
+    assert with_told(plain, told, num_classes=1 << 17)["told_ids"].dtype == np.int32

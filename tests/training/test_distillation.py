@@ -10,9 +10,9 @@ import pytest
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, TransformerDecoderConfig
-from jaxfusion.models.vlm import build, forward, init
+from jaxfusion.models.vlm import build, features, forward, init
 from jaxfusion.training.cross_entropy import ON_CPU, ON_GPU, CrossEntropy, linear_cross_entropy
-from jaxfusion.training.distillation import Distillation, SoftTargets, Told
+from jaxfusion.training.distillation import Distillation, SoftTargets, Told, ToldTopK, top_k
 from jaxfusion.training.state import create_state
 from jaxfusion.training.step import train_step
 
@@ -25,6 +25,7 @@ LIMITS = {
 CASES = {
     "plain": (CrossEntropy(), SoftTargets(temperature=1.0, weight=0.5)),
     "warm": (CrossEntropy(), SoftTargets(temperature=3.0, weight=1.0)),
+    "no targets": (CrossEntropy(z_loss=0.05, label_smoothing=0.1), SoftTargets(temperature=1.0, weight=1.0)),
     "all": (
         CrossEntropy(softcap=3.0, z_loss=0.05, label_smoothing=0.1),
         SoftTargets(temperature=2.0, weight=0.7, softcap=2.0),
@@ -41,8 +42,9 @@ def arrays():
     return *map(jnp.float32, (hidden, matrix)), jnp.asarray(targets), *map(jnp.float32, (weights, told, told_matrix))
 
 
-def in_float64(options, soft, hidden, matrix, targets, weights, told, told_matrix) -> tuple[float, float]:
-    """(loss, divergence), as they are written in the paper."""
+def in_float64(options, soft, hidden, matrix, targets, weights, told, told_matrix, largest=0) -> tuple[float, float]:
+    """(loss, divergence), as they are written in the paper. largest: so many of the teacher's classes; all others are
+    one; 0: none are."""
 
     def probabilities(logits, temperature):
         powers = np.exp(logits / temperature)
@@ -55,28 +57,45 @@ def in_float64(options, soft, hidden, matrix, targets, weights, told, told_matri
     logits, theirs = bent(hidden @ matrix.T, options.softcap), bent(told @ told_matrix.T, soft.softcap)
     truth = (1 - options.label_smoothing) * np.eye(VOCAB)[np.asarray(targets)] + options.label_smoothing / VOCAB
     hard = -np.sum(truth * np.log(probabilities(logits, 1)), -1)
-    hard += options.z_loss * np.log(np.exp(logits).sum(-1)) ** 2
+    normal = options.z_loss * np.log(np.exp(logits).sum(-1)) ** 2
     p, q = probabilities(theirs, soft.temperature), probabilities(logits, soft.temperature)
+    if largest:
+        p, q = grouped(p, p, largest), grouped(q, p, largest)
     divergence = np.sum(weights * soft.temperature**2 * np.sum(p * np.log(p / q), -1))
-    return (1 - soft.weight) * np.sum(weights * hard) + soft.weight * divergence, divergence
+    return np.sum(weights * ((1 - soft.weight) * hard + normal)) + soft.weight * divergence, divergence
 
 
+def grouped(probabilities, by, largest):
+    """Those of the classes that are `by`'s largest, and the sum of all others."""
+    order = np.argsort(-by, -1)
+    sorted_ = np.take_along_axis(probabilities, order, -1)
+    return np.concatenate([sorted_[..., :largest], sorted_[..., largest:].sum(-1, keepdims=True)], -1)
+
+
+def say(soft, told, told_matrix, largest) -> ToldTopK:
+    logits = jnp.einsum("bte,ve->btv", told, told_matrix)
+    logits = soft.softcap * jnp.tanh(logits / soft.softcap) if soft.softcap else logits
+    return ToldTopK(*top_k(logits, largest, soft.temperature), soft)
+
+
+@pytest.mark.parametrize("largest", [0, 5])
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_hintons(name, limits):
+def test_values_and_gradients_are_hintons(name, limits, largest):
     (options, soft), given = CASES[name], arrays()
-    hidden, matrix, targets, weights, *told = given
+    hidden, matrix, targets, weights, *spoken = given
+    told = say(soft, *spoken, largest) if largest else Told(*spoken, soft)
 
     @jax.jit
     def ours(hidden, matrix):
         def loss(hidden, matrix):
-            sums = linear_cross_entropy(hidden, matrix, targets, weights, options, LIMITS[limits], Told(*told, soft))
+            sums = linear_cross_entropy(hidden, matrix, targets, weights, options, LIMITS[limits], told)
             return 3 * sums.loss, sums
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, matrix)
 
     (_, sums), gradients = ours(hidden, matrix)
-    loss, divergence = in_float64(options, soft, *given)
+    loss, divergence = in_float64(options, soft, *given, largest)
     assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
     assert float(sums.divergence) == pytest.approx(divergence, rel=1e-5)
     assert (np.asarray(gradients[0])[np.asarray(weights) == 0] == 0).all()
@@ -86,8 +105,50 @@ def test_values_and_gradients_are_hintons(name, limits):
         either = (
             [np.float64(x) + step * way if i == index else x for i, x in enumerate(given)] for step in (1e-6, -1e-6)
         )
-        above, below = (in_float64(options, soft, *moved)[0] for moved in either)
+        above, below = (in_float64(options, soft, *moved, largest)[0] for moved in either)
         assert float(np.sum(gradients[index] * way)) == pytest.approx(3 * (above - below) / 2e-6, rel=1e-4)
+
+
+def test_all_of_the_classes_said_beforehand_are_the_teacher_itself():
+    hidden, matrix, targets, weights, *spoken = arrays()
+    _, soft = CASES["all"]
+
+    def ours(told):
+        def loss(hidden, matrix):
+            return linear_cross_entropy(hidden, matrix, targets, weights, limits=LIMITS["blocks"], told=told).loss
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(hidden, matrix)
+
+    found, expected = ours(say(soft, *spoken, VOCAB)), ours(Told(*spoken, soft))
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    for one, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_hidden_states_are_compared_by_their_cosine(mapped):
+    rng = np.random.default_rng(2)
+    student, told = rng.standard_normal((2, 5, WIDTH)), rng.standard_normal((2, 5, TEACHER_WIDTH if mapped else WIDTH))
+    given = (student, rng.standard_normal((WIDTH, TEACHER_WIDTH))) if mapped else (student,)
+
+    def in_float64(student, kernel=None):
+        ours = student if kernel is None else student @ kernel
+        return 1 - (ours * told).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(told, axis=-1)
+
+    def ours(student, kernel=None):
+        told_ = Told(jnp.float32(told), jnp.zeros((3, told.shape[-1])), SoftTargets(), 1.0, kernel)
+        return told_.distances(student)
+
+    arrays = tuple(map(jnp.float32, given))
+    np.testing.assert_allclose(ours(*arrays), in_float64(*given), rtol=1e-5)
+    gradients = jax.grad(lambda *arrays: ours(*arrays).sum(), argnums=tuple(range(len(given))))(*arrays)
+    for index, gradient in enumerate(gradients):
+        way = rng.standard_normal(given[index].shape)
+        above, below = (
+            in_float64(*(x + step * way if i == index else x for i, x in enumerate(given))).sum()
+            for step in (1e-6, -1e-6)
+        )
+        assert float(np.sum(gradient * way)) == pytest.approx((above - below) / 2e-6, rel=1e-4)
 
 
 def test_a_model_is_not_off_from_itself_and_an_equal_teacher_moves_nothing():
@@ -195,3 +256,39 @@ def test_in_parts_the_taught_step_is_the_same(student, teacher, taught):
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), new.params, whole.params)
     assert {k: float(v) for k, v in also.items()} == pytest.approx({k: float(v) for k, v in metrics.items()}, 1e-5)
+
+
+def test_hidden_states_have_their_share_and_their_map_learns_along(student, teacher):
+    (model, _), (_, params) = student, teacher
+    distillation = Distillation(make_model(16), temperature=2.0, weight=0.75, features=2.0)
+    assert distillation.map_shape(model) == (8, 16) and distillation.map_shape(distillation.teacher) is None
+    new_state = partial(create_state, model, optax.sgd(1.0), map_shape=(8, 16))
+    state, batch = jax.jit(new_state)(jax.random.key(0)).replace(teacher=params), make_batch()
+    new, metrics = jax.jit(partial(train_step, model, optax.sgd(1.0), distillation=distillation))(state, batch)
+    plain = Distillation(distillation.teacher, temperature=2.0, weight=0.75)
+    _, without = jax.jit(partial(train_step, model, optax.sgd(1.0), distillation=plain))(state, batch)
+
+    def textbook(kernel):
+        ours, theirs = features(model, state.params, batch) @ kernel, features(distillation.teacher, params, batch)
+        cosine = jnp.sum(ours * theirs, -1) / jnp.linalg.norm(ours, axis=-1) / jnp.linalg.norm(theirs, axis=-1)
+        return jnp.sum(batch.loss_weights * (1 - cosine)) / batch.loss_weights.sum()
+
+    distance, gradient = jax.value_and_grad(textbook)(state.feature_map["kernel"])
+    assert float(metrics["feature_distance"]) == pytest.approx(float(distance), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(without["loss"] + 2 * distance), rel=1e-5)
+    moved = state.feature_map["kernel"] - 2 * gradient
+    np.testing.assert_allclose(new.feature_map["kernel"], moved, rtol=1e-4, atol=1e-5)
+    assert new.params.keys() == state.params.keys()
+
+
+def test_what_it_says_beforehand_is_what_it_would_say(teacher):
+    distillation, params = teacher
+    batch = make_batch()
+    logits = forward(distillation.teacher, params, batch)
+    expected = top_k(logits, 3, 2.0)
+    for at_once in (1 << 25, 11):  # logits
+        said = jax.jit(partial(distillation.say, k=3, max_logits=at_once))(params, batch)
+        np.testing.assert_array_equal(said.ids, expected.ids)
+        np.testing.assert_allclose(said.log_probs, expected.log_probs, atol=1e-5)
+        np.testing.assert_allclose(said.log_rest, expected.log_rest, atol=1e-5)
+    np.testing.assert_allclose(np.exp(said.log_probs).sum(-1) + np.exp(said.log_rest), 1, rtol=1e-5)
