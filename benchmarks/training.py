@@ -6,12 +6,14 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import make_parallel
+from jaxfusion.training.distillation import Distillation, FromTopK
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.prefetch import Prefetch
 from jaxfusion.training.state import TrainState, create_state
@@ -28,16 +30,22 @@ class Training:
         iterator: Iterator[Batch],
         rows: int,
         params: Params | None = None,
+        teacher: tuple[Distillation | FromTopK, Params | None] = (None, None),
     ) -> None:
-        """params: to begin with, in place of fresh ones."""
+        """params: to begin with, in place of fresh ones. teacher: to learn from, and its parameters, where it needs
+        them."""
         self.samples, self._seen, self._losses = 0, [], []
         parallel = make_parallel(ParallelConfig())
         parallel.check_batch_size("--rows", rows)
-        new_state, self._step = _compiled(model, settings)
+        new_state, self._step = _compiled(model, settings, teacher[0])
         self._batches = Prefetch(iterator, parallel.put_batch)
         (batch, _), _ = self._batches.take()
-        jax.block_until_ready(self._step(parallel.put_state(new_state(params=params)), batch))
-        self._state = parallel.put_state(new_state(params=params))
+
+        def first(state: TrainState) -> TrainState:
+            return parallel.put_state(state.replace(teacher=jax.tree.map(jnp.copy, teacher[1])))  # which is donated
+
+        jax.block_until_ready(self._step(first(new_state(params=params)), batch))
+        self._state = first(new_state(params=params))
 
     def __enter__(self) -> "Training":
         return self
@@ -65,10 +73,12 @@ class Training:
 
 
 @cache
-def _compiled(model: Model, settings: TrainConfig) -> tuple[Callable[..., TrainState], Callable[..., Any]]:
+def _compiled(
+    model: Model, settings: TrainConfig, distillation: Distillation | FromTopK | None
+) -> tuple[Callable[..., TrainState], Callable[..., Any]]:
     """What makes a new state, and the step; shared by the sides whose batches have the same shape."""
     optimizer = make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     new_state = jax.jit(partial(create_state, model, optimizer, jax.random.key(0), **kept))
-    step = make_parallel(ParallelConfig()).compile(make_step(model, optimizer, settings), donate=True)
+    step = make_parallel(ParallelConfig()).compile(make_step(model, optimizer, settings, distillation), donate=True)
     return new_state, step

@@ -1,10 +1,12 @@
 """Runs with a teacher: that they go on as they began, and each refusal in one line that names the mend."""
 
+import gc
 import shutil
 from functools import partial
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,11 +15,12 @@ from jaxfusion.config import Config, from_dict, override, to_dict
 from jaxfusion.config.run import ParallelConfig
 from jaxfusion.data.prepared import About
 from jaxfusion.errors import UserError
-from jaxfusion.experiment import open_experiment
+from jaxfusion.experiment import open_experiment, train_run
 from jaxfusion.files import write_json
 from jaxfusion.models.vlm import build
 from jaxfusion.parallel import make_parallel
 from jaxfusion.planning.run import plan_run
+from jaxfusion.provenance import weights_fingerprint
 from jaxfusion.teacher import open_teacher, teacher_of
 from jaxfusion.text.trained import TrainedTokenizer
 from jaxfusion.training.checkpoint import Checkpoints
@@ -36,13 +39,13 @@ def tokenizer():
     return TrainedTokenizer.train([TEXT], 300)
 
 
-def config_of(tokenizer, *, teacher="", width=8, decoder=None, vocab=0, context=32, **model) -> Config:
+def config_of(tokenizer, *, teacher="", width=8, decoder=None, vocab=0, context=32, features=0.0, **model) -> Config:
     decoder = decoder or {"kind": "transformer", "num_layers": 1, "num_heads": 2, "scan_layers": False}
     text = {"vocab_size": vocab or tokenizer.vocab_size, "max_positions": context}
     train = {"num_steps": 4, "batch_size": 2, "checkpoint_every": 2, "warmup_steps": 0}
     values = {
         "model": {"width": width, "text_embedding": text, "vision": None, "decoder": decoder} | model,
-        "distil": {"teacher": str(teacher)},
+        "distil": {"teacher": str(teacher), "features": features},
         "data": {"row_length": 8},
         "train": train | {"log_every": 1},
     }
@@ -94,9 +97,10 @@ def run(config, tokenizer, workdir, rows=None):
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped_and_with_no_other_teacher(teacher, tokenizer, tmp_path, capsys):
-    config = partial(config_of, tokenizer, teacher=teacher)
+    config = partial(config_of, tokenizer, teacher=teacher, features=0.5)
     whole = run(config(), tokenizer, tmp_path / "whole")
-    assert "the teacher: " in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its weight 0.5, its hidden states' 0.5 (by a map of 8 x 16 that trains, 512 B)" in said
     shutil.copytree(tmp_path / "whole", tmp_path / "halves")
     shutil.rmtree(tmp_path / "halves" / "checkpoints" / "4")  # as a kill after the second step leaves it
     moved = teacher.rename(teacher.with_name("moved"))
@@ -107,7 +111,11 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_with_no_other_teacher(teache
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
     assert whole.teacher is None
     rows, again = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "halves")
-    assert [row["divergence"] for row in rows] == [row["divergence"] for row in again]
+    for name in ("divergence", "feature_distance"):
+        assert [row[name] for row in rows] == [row[name] for row in again]
+    # The map trains and goes on, and is no part of the model.
+    jax.tree.map(np.testing.assert_array_equal, resumed.feature_map, whole.feature_map)
+    assert load_run(tmp_path / "whole")[1].keys() == whole.params.keys()
     stored = {path.name for path in (tmp_path / "whole" / "checkpoints" / "4").iterdir()}
     assert stored >= {"params", "optimizer"} and not any("teacher" in name for name in stored)
 
@@ -115,6 +123,65 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_with_no_other_teacher(teache
     for name, here in ((other, "it is the teacher"), ("", "it is no teacher")):
         with pytest.raises(UserError, match=f"began with the teacher .*able, and here {here}.*go on as it began"):
             run(config(teacher=name), tokenizer, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("strategy", ["mesh", "pmap"])
+def test_no_second_copy_of_it_lives_through_training(strategy, teacher, tokenizer, tmp_path):
+    def copies() -> int:
+        """Of its embedding, which no other array is as large as."""
+        gc.collect()
+        return sum(leaf.shape[-2:] == (tokenizer.vocab_size, 16) for leaf in jax.live_arrays())
+
+    counts, before = [], copies()
+
+    def count(_):
+        counts.append(copies() - before)
+        return {"test_loss": 1.0}
+
+    values = to_dict(config_of(tokenizer, teacher=teacher)) | {"evaluate": {"every": 1}}
+    config = from_dict(Config, values | {"parallel": {"strategy": strategy}})
+    model = build(config.model, tokenizer)
+    train(config, model, Rows(), tmp_path, evaluate=count, teacher=teacher_of(config, model, tmp_path))
+    assert counts == [1, 1, 1]
+
+
+def test_a_fingerprint_leaves_no_copy_on_the_host():
+    params = {"a": jnp.arange(3.0), "b": {"c": jnp.zeros(2, jnp.bfloat16)}}
+    assert weights_fingerprint(params) == weights_fingerprint(jax.tree.map(np.asarray, params))
+    fresh = jax.tree.map(jnp.copy, params)
+    weights_fingerprint(fresh)
+    assert all(leaf._npy_value is None for leaf in jax.tree.leaves(fresh))  # JAX's own note of what the host has seen
+
+
+def test_a_finished_run_is_evaluated_without_it(teacher, tokenizer, small_data, tmp_path, capsys):
+    values = to_dict(config_of(tokenizer, teacher=teacher, context=96))
+    values["data"] = {"data_dir": str(small_data), "modalities": ["text"], "row_length": 96}
+    values["train"]["num_steps"] = 2
+    values |= {"evaluate": {"num_examples": 4, "batch_size": 4}, "generate": {"max_new_tokens": 4}}
+    values["distil"]["teacher"] = str(make_run(tmp_path / "able", config_of(tokenizer, context=96), tokenizer))
+    found = train_run(from_dict(Config, values), tmp_path / "run")
+    shutil.rmtree(tmp_path / "able")
+    again = train_run(from_dict(Config, values), tmp_path / "run")
+    assert again["test_loss"] == pytest.approx(found["test_loss"], rel=1e-5)
+    assert "has all of its 2 steps" in " ".join(capsys.readouterr().out.split())
+    values["train"]["num_steps"] = 3
+    with pytest.raises(UserError, match=r"config\.train\.num_steps = 2, and here it is 3"):
+        train_run(from_dict(Config, values), tmp_path / "run")
+
+
+def test_a_student_has_as_many_rows_as_its_teacher(tokenizer, small_data, tmp_path):
+    """More than its tokenizer, where the teacher's table is padded."""
+    rows = tokenizer.vocab_size + 7
+    able = make_run(tmp_path / "able", config_of(tokenizer, vocab=rows, context=96), tokenizer)
+    values = to_dict(config_of(tokenizer, teacher=able, context=96))
+    values["data"] = {"data_dir": str(small_data), "modalities": ["text"], "row_length": 96}
+    values["model"]["text_embedding"]["vocab_size"] = 0
+    experiment = open_experiment(from_dict(Config, values), tmp_path / "run")
+    assert experiment.config.model.text_embedding.vocab_size == rows
+    open_teacher(experiment.config, experiment.model)
+    make_run(tmp_path / "begun", experiment.config, tokenizer)
+    values["distil"]["teacher"] = str(tmp_path / "nobody")  # gone when the run has ended
+    assert open_experiment(from_dict(Config, values), tmp_path / "begun").config.model == experiment.config.model
 
 
 REFUSED = {
@@ -186,7 +253,7 @@ def test_a_plan_has_the_teachers_parameters(teacher, tokenizer, monkeypatch):
     assert taught.program.argument_bytes - plain.program.argument_bytes == kept
 
 
-@pytest.mark.parametrize(("setting", "value"), [("temperature", 0.0), ("weight", 1.5)])
+@pytest.mark.parametrize(("setting", "value"), [("temperature", 0.0), ("weight", 1.5), ("features", -1.0)])
 def test_numbers_that_mean_nothing_are_refused(setting, value):
     with pytest.raises(UserError, match=f"^config.distil.{setting}: "):
         override(Config(), {f"distil.{setting}": str(value)})
