@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+from jax.sharding import Sharding
 
 from jaxfusion.config import Config
 from jaxfusion.config.model import ModelConfig, Network, Vision
@@ -86,13 +87,16 @@ def _listen(config: Config, workdir: Path, prepared: Prepared, parallel: Paralle
 
 def _take(config: Config, student: Model, workdir: Path, parallel: Parallel) -> tuple[Distillation, Params]:
     """The only copy of the parameters is the one that is placed."""
-    shardings = lambda _, shape: parallel.abstract(shape).sharding  # noqa: E731
-    distillation, params = open_teacher(config, student, shardings)
+
+    def where(_: str, shape: jax.ShapeDtypeStruct) -> Sharding:
+        return parallel.abstract(shape).sharding
+
+    distillation, params = open_teacher(config, student, where)
     keep_teacher(config, weights_fingerprint(params), workdir)
     leaves, tree = jax.tree.flatten(params)
     del params
     for number, leaf in enumerate(leaves):
-        leaves[number] = leaf = parallel.put_state(leaf)
+        leaves[number] = leaf = parallel.put_state(leaf)  # and what it was is gone
     return distillation, tree.unflatten(leaves)
 
 

@@ -68,7 +68,7 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
     during = sorted(key for key, points in columns.items() if len(points) > 1)  # and not at the end alone
     scores = [(title, [key for key in during if re.match(pattern, key)]) for title, pattern in SCORES.items()]
     charts = [
-        ("Loss", ["loss", "test_loss", "divergence"], False),
+        ("Loss", ["loss", "test_loss", "divergence", "feature_distance"], False),
         ("Accuracy", [*first, *sorted(set(accuracies) - set(first))], False),
         *((title, keys, len(keys) == 1) for title, keys in scores),
         ("Samples a second", ["samples_per_second"], True),

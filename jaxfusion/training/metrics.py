@@ -12,7 +12,13 @@ from jaxfusion.training.meters import Meters
 
 Row = dict[str, Any]
 
-MEANS = ("loss", "accuracy", "gradient_norm", "divergence")  # of a step's metrics; the others are sums
+MEANS = (
+    "loss",
+    "accuracy",
+    "gradient_norm",
+    "divergence",
+    "feature_distance",
+)  # of a step's metrics; the others are sums
 
 
 class Window:
