@@ -233,8 +233,8 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     _keep_prepared(experiment)
     check_numbers(experiment.dataset, workdir / NUMBERS, begun=has_checkpoint(workdir))
     # It keeps the teacher's name that it began with: whether another one is the same is not known yet.
-    named = read_workdir_config(workdir).distil if has_checkpoint(workdir) else config.distil
-    write_json(workdir / CONFIG, to_dict(replace(config, distil=named)))
+    began = read_workdir_config(workdir).distil if has_checkpoint(workdir) else config.distil
+    write_json(workdir / CONFIG, to_dict(replace(config, distil=began)))
     if not has_checkpoint(workdir):
         _warn_of_random_rooms(experiment)
         model.tokenizer.save(workdir)

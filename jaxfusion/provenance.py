@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +115,16 @@ def check_made_for(prepared: Prepared, config: Config, model: Model, num_records
     """Raises UserError where a run of the config would make other records than those that were prepared."""
     about = prepared.about
     ours = settings_of(config, model, num_records, about.store)
-    check_settings(
-        about.settings,
-        ours,
-        lambda name, theirs, here: (
-            f"config.data.prepared: {prepared.directory} was prepared with {name} = {theirs!r}, and here it is "
-            f"{here!r}; change it back, or prepare the data again in another --output"
-        ),
-    )
+    check_settings(about.settings, ours, partial(_other_records, prepared.directory))
     if prepared.features:
         check_frozen_tower(config, model)
+
+
+def _other_records(directory: Path, name: str, theirs: Setting, here: Setting) -> str:
+    return (
+        f"config.data.prepared: {directory} was prepared with {name} = {theirs!r}, and here it is {here!r}; change it "
+        "back, or prepare the data again in another --output"
+    )
 
 
 def check_unchanged(prepared: Prepared, began: About, workdir: Path) -> None:
@@ -146,7 +147,7 @@ def check_unchanged(prepared: Prepared, began: About, workdir: Path) -> None:
 
 def check_told(prepared: Prepared, config: Config) -> None:
     """Raises UserError where what a teacher said when the data were prepared is not what the run would hear from its
-    own. Where the run's teacher is not to be found, its name has to do.
+    own. Where the run's teacher is not at hand, or a hub id, which is not downloaded for that, its name has to do.
 
     config: with all sizes settled.
     """
@@ -156,25 +157,16 @@ def check_told(prepared: Prepared, config: Config) -> None:
             f"config.distil.features: {prepared.directory} holds a teacher's probabilities and not its hidden states; "
             "set it to 0, or learn from the teacher itself, on data without config.prepare.teacher_top_k"
         )
-    ours = {"config.distil.temperature": here.temperature, "config.distil.teacher": here.teacher}
-    ours["config.model.text_embedding.vocab_size"] = config.model.text_embedding.vocab_size
-    theirs = dict(zip(ours, (told["temperature"], told["name"], told["rows"]), strict=True))
-    try:
-        fingerprint = files_fingerprint(here.teacher)
-    except UserError:
-        pass
-    else:  # wherever it lies
-        del ours["config.distil.teacher"], theirs["config.distil.teacher"]
-        ours |= {"the fingerprint of config.distil.teacher": fingerprint}
-        theirs |= {"the fingerprint of config.distil.teacher": told["fingerprint"]}
-    check_settings(
-        theirs,
-        ours,
-        lambda name, theirs, here: (
-            f"config.data.prepared: {prepared.directory} was prepared with {name} = {theirs!r}, and here it is "
-            f"{here!r}; change it back, or prepare the data again in another --output"
-        ),
-    )
+    pairs = {
+        "config.distil.temperature": (told["temperature"], here.temperature),
+        "config.model.text_embedding.vocab_size": (told["rows"], config.model.text_embedding.vocab_size),
+    }
+    if Path(here.teacher).expanduser().exists():  # then it may lie anywhere
+        pairs["the fingerprint of config.distil.teacher"] = told["fingerprint"], files_fingerprint(here.teacher)
+    else:
+        pairs["config.distil.teacher"] = told["name"], here.teacher
+    theirs, ours = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
+    check_settings(theirs, ours, partial(_other_records, prepared.directory))
 
 
 def check_frozen_tower(config: Config, model: Model) -> None:
