@@ -107,7 +107,7 @@ def compare(
     found["distilled - alone"] = distilled._replace(nats=distilled.nats - alone.nats)
     if top_k:
         said = _said(student, workdir, data_dir, top_k)
-        prepare_run(read_config(student, said), Path(said["data.prepared"]))
+        prepare_run(read_config(student, said | {"data.prepared": ""}), Path(said["data.prepared"]))
         name, places = f"top {top_k}", [workdir / f"top_{top_k}_{seed}" for seed in range(seeds)]
         found[name] = _run(student, said, places)
         found[f"{name} - distilled"] = distilled._replace(nats=found[name].nats - distilled.nats)

@@ -164,7 +164,7 @@ def test_neither_do_the_parts_that_a_step_takes_its_rows_in(results, strategy):
 
 def test_nor_does_a_teacher_depend_on_the_devices(results):
     (one,) = results[1]["taught"]
-    assert len(results[8]["taught"]) == 3
+    assert len(results[8]["taught"]) == 2
     assert all(row["divergence"] > 1e-3 and row["feature_distance"] > 0.1 for row in one)
     for many in results[8]["taught"]:
         for ours, expected in zip(many, one, strict=True):
@@ -233,7 +233,7 @@ if __name__ == "__main__":
         for globs in (("*",), ("projector/*", "*/attention/*"))
     )
     numbers = {strategy: run(strategy, fresh) for strategy in ("mesh", "pmap")} | {"mesh frozen": run("mesh", frozen)}
-    kinds = [("mesh", 1), ("mesh", 2), ("pmap", 1)] if jax.device_count() > 1 else [("mesh", 1)]
+    kinds = [("mesh", 2), ("pmap", 1)] if jax.device_count() > 1 else [("mesh", 1)]
     numbers["taught"] = [run_taught(*kind) for kind in kinds]
     if jax.device_count() > 1:
         numbers["pmap frozen"] = run("pmap", frozen)

@@ -91,14 +91,13 @@ def run(experiment, workdir):
     return train(config, model, rows, workdir, teacher=asked).params
 
 
-@pytest.mark.parametrize("packing", ["none", "best-fit"])
 def test_with_all_its_probabilities_a_run_is_as_with_the_teacher(
-    packing, prepared, teacher, tokenizer, small_data, tmp_path, capsys
+    prepared, teacher, tokenizer, small_data, tmp_path, capsys
 ):
     found, losses = {}, {}
     for k in (0, tokenizer.vocab_size):
-        changes = {"data__packing": packing, "data__row_length": 256 if packing == "none" else 512}
-        experiment = on(prepared / str(k), teacher, small_data, tmp_path / str(k), **changes)
+        packed = {"data__packing": "best-fit", "data__row_length": 512}
+        experiment = on(prepared / str(k), teacher, small_data, tmp_path / str(k), **packed)
         found[k] = run(experiment, tmp_path / str(k))
         rows = read_metrics(tmp_path / str(k))
         losses[k] = [[row["loss"], row["divergence"]] for row in rows]
@@ -107,6 +106,10 @@ def test_with_all_its_probabilities_a_run_is_as_with_the_teacher(
     assert len(losses[0]) == 4 and losses[0][-1] != losses[0][0]
     for one, other in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+    # And it does not go on without.
+    alone = on(prepared / str(k), "", small_data, tmp_path / "alone")
+    with pytest.raises(UserError, match="began with the teacher .*able, and here it is no teacher"):
+        teacher_of(alone.config, alone.model, tmp_path / str(k), alone.source)
 
 
 def test_another_teacher_temperature_or_table_is_refused(prepared, teacher, tokenizer, small_data, tmp_path):
@@ -134,13 +137,6 @@ def test_another_teacher_temperature_or_table_is_refused(prepared, teacher, toke
         shutil.move(moved, teacher)
     # Without a teacher it is data like any other.
     assert on(prepared / "3", "", small_data, tmp_path / "plain").source[0].variants[0].told is None
-
-
-def test_a_run_goes_on_with_what_it_began_with(prepared, teacher, small_data, tmp_path):
-    run(on(prepared / "3", teacher, small_data, tmp_path / "run"), tmp_path / "run")
-    other = on(prepared / "3", "", small_data, tmp_path / "other")
-    with pytest.raises(UserError, match="began with the teacher .*able, and here it is no teacher"):
-        teacher_of(other.config, other.model, tmp_path / "run", other.source)
 
 
 def test_it_goes_on_speaking_where_it_was_killed(prepared, teacher, small_data, tmp_path, monkeypatch, capsys):
@@ -174,10 +170,11 @@ def test_it_goes_on_speaking_where_it_was_killed(prepared, teacher, small_data, 
 def test_a_teachers_own_tokenizer_stays_with_the_data(small_data, tmp_path):
     theirs = load_tokenizer(qwen(tmp_path / "qwen"))
     able = make_teacher(tmp_path / "able", theirs)
-    config = config_of(able, data__data_dir=str(small_data), data__row_length=512)
+    blind = {"model__vision": None, "data__modalities": ["text"]}
+    config = config_of(able, data__data_dir=str(small_data), **blind)
     prepare_run(config, tmp_path / "out", Console(file=io.StringIO()))
     for name in (able, ""):
-        experiment = on(tmp_path / "out", name, small_data, tmp_path / "run", data__row_length=512)
+        experiment = on(tmp_path / "out", name, small_data, tmp_path / "run", **blind)
         assert experiment.model.tokenizer.encode("where is it?") == theirs.encode("where is it?")
         if name:
             open_teacher(experiment.config, experiment.model)
