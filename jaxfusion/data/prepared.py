@@ -21,7 +21,7 @@ from jaxtyping import Int, Shaped
 
 from jaxfusion.batch import TopK
 from jaxfusion.data.messages import Sample
-from jaxfusion.data.tokenise import Layout, Segment, tokenise
+from jaxfusion.data.tokenise import PER_POSITION, Layout, Segment, tokenise
 from jaxfusion.data.visits import groups_of, visits
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
@@ -40,7 +40,6 @@ DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "BOOL": np.bool_,
 }
-PER_POSITION = tuple(name for name in Segment._fields if name not in ("images", "told"))
 TOLD = tuple(f"told_{name}" for name in TopK._fields)
 
 

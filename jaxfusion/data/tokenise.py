@@ -49,6 +49,10 @@ class Segment(NamedTuple):
         return len(self.tokens), len(self.images)
 
 
+# A segment's columns: what it has of each of its positions.
+PER_POSITION = tuple(name for name in Segment._fields if name not in ("images", "told"))
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a model wants its samples laid out: what an image takes, and what is predicted."""
@@ -148,7 +152,7 @@ def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) ->
 def pieces(segment: Segment, length: int) -> list[Segment]:
     """A document without pictures in as many parts as it takes to have no more than so many positions in each, which
     are learned as if nothing stood before them. A last part from which nothing is learned is left out."""
-    fields = {name: value for name, value in segment._asdict().items() if name not in ("images", "told")}
+    fields = {name: getattr(segment, name) for name in PER_POSITION}
     parts = [
         Segment(**{name: value[start : start + length] for name, value in fields.items()}, images=[])
         for start in range(0, len(segment.tokens), length)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxfusion.data.tokenise import Segment
+from jaxfusion.data.tokenise import PER_POSITION, Segment
 from jaxfusion.models.stack import Unstacked
 
 # Positions after which text is cut. Fewer would leave a GPU waiting for the weights; more would find less.
@@ -55,7 +55,7 @@ def _cuts(visual_index: np.ndarray, tokens_per_image: int) -> list[int]:
 
 
 def _between(segment: Segment, start: int, end: int, tokens_per_image: int) -> Segment:
-    columns = {name: getattr(segment, name)[start:end] for name in Segment._fields if name != "images"}
+    columns = {name: getattr(segment, name)[start:end] for name in PER_POSITION}
     index, images = columns["visual_index"], []
     if (index >= 0).any():
         first = index[index >= 0].min() // tokens_per_image

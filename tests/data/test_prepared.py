@@ -13,7 +13,6 @@ from jaxfusion.data.messages import Image, Sample, answer, ask
 from jaxfusion.data.packing import pack
 from jaxfusion.data.prepared import (
     ABOUT,
-    PER_POSITION,
     About,
     Prepared,
     Shard,
@@ -24,7 +23,7 @@ from jaxfusion.data.prepared import (
     variants_of,
     with_told,
 )
-from jaxfusion.data.tokenise import Layout, tokenise
+from jaxfusion.data.tokenise import PER_POSITION, Layout, tokenise
 from jaxfusion.data.visits import conversation
 from jaxfusion.errors import UserError
 from jaxfusion.text.trained import TrainedTokenizer

@@ -9,7 +9,7 @@ import pytest
 
 import jaxfusion
 from jaxfusion.data.packing import pack
-from jaxfusion.data.tokenise import Segment
+from jaxfusion.data.tokenise import PER_POSITION, Segment
 from jaxfusion.errors import UserError
 from jaxfusion.generation.answer import Request
 from jaxfusion.generation.engine import BusyError, ClosedError, Engine
@@ -86,7 +86,7 @@ def test_nothing_is_compiled_but_for_the_first_prompt_of_a_bucket(small):
     def of_length(length: int) -> Request:
         request = random_request(rng, small[0], 0)
         columns = request.segment._asdict()
-        columns |= {name: np.resize(column, length) for name, column in columns.items() if name != "images"}
+        columns |= {name: np.resize(columns[name], length) for name in PER_POSITION}
         return replace(request, segment=Segment(**columns))
 
     for _ in range(2):  # the second one joins beside the first
