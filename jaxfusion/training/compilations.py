@@ -57,6 +57,8 @@ class Recompilations:
 def shapes_of(batch: Batch) -> dict[str, str]:
     """For each field all that a compilation depends on: type and shape, or the value of a static one."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if batch.told is not None:
+        values |= {"told": batch.told.log_probs}  # whose shape tells of the others'
     return {
         name: f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else str(value)
         for name, value in values.items()

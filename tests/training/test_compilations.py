@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfusion.batch import Batch
-from jaxfusion.training.compilations import Recompilations, counted_compilations
+from jaxfusion.batch import Batch, TopK
+from jaxfusion.training.compilations import Recompilations, counted_compilations, shapes_of
 
 
 def test_every_compilation_of_this_thread_is_counted_and_no_other():
@@ -40,3 +40,10 @@ def test_one_warning_names_what_is_new_in_the_batch():
     assert "packed False -> True" in warning and "tokens" not in warning and "\n" not in warning
     assert watch.note(6, narrow, True) is None
     assert watch.count == 4
+
+
+def test_what_a_teacher_said_is_told_by_its_shape():
+    said = TopK(np.zeros((2, 4, 3), np.int32), np.zeros((2, 4, 3), np.float32), np.zeros((2, 4), np.float32))
+    batch = Batch.from_tokens(np.zeros((2, 4), np.int32))
+    assert shapes_of(batch.replace(told=said))["told"] == "float32[2, 4, 3]"
+    assert shapes_of(batch)["told"] == "None"
