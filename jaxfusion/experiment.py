@@ -19,7 +19,15 @@ import jaxfusion
 from jaxfusion.config import Config, to_dict
 from jaxfusion.data.bad_records import BAD_RECORDS, BadRecords
 from jaxfusion.data.images import encode_png
-from jaxfusion.data.loader import Dataset, Reader, check_lookup, open_dataset, settle_images_per_row, train_iterator
+from jaxfusion.data.loader import (
+    Dataset,
+    Reader,
+    check_augment,
+    check_lookup,
+    open_dataset,
+    settle_images_per_row,
+    train_iterator,
+)
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
 from jaxfusion.data.tokenise import Layout
@@ -31,7 +39,7 @@ from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import fresh_and_frozen, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
-from jaxfusion.provenance import check_made_for, check_numbers, check_tower, check_unchanged
+from jaxfusion.provenance import check_data, check_made_for, check_tower, check_unchanged
 from jaxfusion.run_tokenizer import new_tokenizer, text_checkpoint
 from jaxfusion.teacher import teacher_of, with_teachers_rows
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
@@ -66,8 +74,8 @@ EXAMPLE = "example.png"
 # The prepared.json of the data that the run began with, where it had any.
 TRAINED_ON = "trained_on.json"
 
-# How many records the data have that the run began with.
-NUMBERS = "records.json"
+# How many records the data have that the run began with, and what is in them.
+RECORDS = "records.json"
 
 # Where a trace of a few training steps goes.
 PROFILE = "profile"
@@ -110,6 +118,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
         Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
     config = resolve(with_teachers_rows(config, workdir), tokenizer.vocab_size, len(dataset.labels))
     check_lookup(config.data, config.model)
+    check_augment(config.data, config.model)
     _check_others(config, dataset)
     model = open_model(config, workdir, tokenizer)
     _check_task(config)
@@ -231,7 +240,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     check_run(workdir, config)
     _check_trainable(config)
     _keep_prepared(experiment)
-    check_numbers(experiment.dataset, workdir / NUMBERS, begun=has_checkpoint(workdir))
+    check_data(config.data, experiment.dataset, workdir / RECORDS, begun=has_checkpoint(workdir))
     # It keeps the teacher's name that it began with: whether another one is the same is not known yet.
     began = read_workdir_config(workdir).distil if has_checkpoint(workdir) else config.distil
     write_json(workdir / CONFIG, to_dict(replace(config, distil=began)))
@@ -248,7 +257,11 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
     )
     # Read now, where they are needed: what is wrong with them is told before training.
-    held_out = experiment.samples if config.evaluate.every or config.evaluate.full_every else []
+    if config.evaluate.every or config.evaluate.full_every:
+        held_out = experiment.samples
+    else:  # one of them tells whether they can be read at all
+        held_out = []
+        held_out_samples(experiment.dataset.test, experiment.reader, 1)
 
     def losses(params: Params) -> dict[str, float]:
         return held_out_losses(config, model, params, held_out)

@@ -18,6 +18,7 @@ from jaxfusion.config.model import Network
 from jaxfusion.config.run import DataConfig
 from jaxfusion.data.loader import Dataset
 from jaxfusion.data.prepared import About, Prepared, Setting, check_settings
+from jaxfusion.data.sources.contents import contents_of
 from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
@@ -90,24 +91,33 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
     return found
 
 
-def check_numbers(dataset: Dataset, path: Path, *, begun: bool) -> None:
-    """Notes in a file how many records a run's data have; where it has begun, compares.
+def check_data(config: DataConfig, dataset: Dataset, path: Path, *, begun: bool) -> None:
+    """Notes in a file how many records a run's data have, and what is in them; where it has begun, compares.
 
-    Raises UserError where there are other numbers now: its place in the data would be one in others.
+    Raises UserError where there are others now: its place in the data would be one in others. Held-out records may
+    change: they leave no trace in the parameters.
     """
-    train = dataset.train.parts if isinstance(dataset.train, Mixture) else [dataset.train]
-    names = ["config.data", *(f"config.data.others[{number}]" for number in range(len(train) - 1))]
-    found = {name: len(part) for name, part in zip(names, train, strict=True)}
-    found["config.data, held out"] = len(dataset.test)
+    parts = dataset.train.parts if isinstance(dataset.train, Mixture) else [dataset.train]
+    names = ["config.data", *(f"config.data.others[{number}]" for number in range(len(parts) - 1))]
+    found = {
+        name: {"records": len(part), "contents": contents_of(part, settings)}
+        for name, part, settings in zip(names, parts, (config, *config.others), strict=True)
+    }
     if not begun:
         write_json(path, found)
     elif path.exists():  # runs from before this was noted go on as they did
         before = json.loads(path.read_text(encoding="utf-8"))
-        for name, number in found.items():
-            if before.get(name) != number:
+        for name, here in found.items():
+            began = before.get(name, 0)
+            if not isinstance(began, dict):  # and so do those from when the number alone was
+                began = {"records": began, "contents": here["contents"]}
+            if began != here:
+                now, then = f"{here['records']:,} records", f"{began['records']:,}"
+                if now.split()[0] == then:
+                    now, then = "other records", "as many different ones"
                 raise UserError(
-                    f"{name}: {number:,} records, and the run in {path.parent} began with {before.get(name, 0):,}; "
-                    "give it the same data, or choose another --workdir"
+                    f"{name}: {now}, and the run in {path.parent} began with {then}; give it the same data, or choose "
+                    "another --workdir"
                 )
 
 

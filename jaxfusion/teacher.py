@@ -214,6 +214,8 @@ def _check_fits(config: Config, theirs: ModelConfig | Vision) -> None:
     ):
         if of(theirs) != of(ours):
             refuse(f"has vision.{what} = {of(theirs)!r}, and here it is {of(ours)!r}", mend)
+    if (known := getattr(theirs.vision, "num_images", 0)) < (wanted := getattr(ours.vision, "num_images", 0)):
+        refuse(f"knows {known} images, and the model's table has {wanted}", "lower config.model.vision.num_images")
     if theirs.fusion.kind != ours.fusion.kind:
         refuse(f"has fusion {theirs.fusion.kind!r}", f"set config.model.fusion to {theirs.fusion.kind!r}")
     takes, wanted = (Layout.of(model).positions_per_image for model in (theirs, ours))

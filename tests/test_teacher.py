@@ -198,6 +198,11 @@ REFUSED = {
         {"vision": SEES, "projector": {"kind": "pixel-shuffle"}},
         "gives an image 16 positions, and here it has 4",
     ),
+    "images": (
+        {"vision": {"kind": "lookup", "num_images": 8}},
+        {"vision": {"kind": "lookup", "num_images": 9}},
+        "knows 8 images, and the model's table has 9; lower config.model.vision.num_images",
+    ),
     "fusion": (
         {"vision": SEES},
         {"vision": SEES, "fusion": {"kind": "cross-attention", "num_heads": 2}},

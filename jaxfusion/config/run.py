@@ -65,6 +65,9 @@ class DataConfig:
     # JPEGs much larger than the vision's input are decoded at a half, a quarter or an eighth of their size. Never where
     # a checkpoint says how pictures are prepared, whose very pixels are then kept.
     scaled_decode: bool = True
+    # What happens to training pictures, drawn anew each visit, as in "crop(0.8)|flip|colour(0.1)"; "": nothing. Of
+    # crop, flip, colour, grey, rotate, shift, erase (docs/data.md). No flip where answers tell left from right.
+    augment: str = ""
     # Of a record's video its frames are consecutive images: at most so many, evenly over its length ("uniform"), or, if
     # these are fewer, `fps` a second, or those that the file stores whole ("keyframes"). See docs/video.md.
     frames: int = 8

@@ -5,6 +5,7 @@ Whatever the file holds (palette, 16 bits, CMYK, alpha, a camera held sideways),
 
 import io
 import os
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +19,10 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_image(
-    source: str | os.PathLike | bytes, at_least: int | None = None, size: int | None = None
+    source: str | os.PathLike | bytes,
+    at_least: int | None = None,
+    size: int | None = None,
+    change: Callable[[Image.Image], Image.Image] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Read a picture from a path, or from the bytes of an image file (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM).
 
@@ -29,6 +33,7 @@ def read_image(
         far as neither side falls below that: its blocks of cosines give a smaller picture for less work than the whole.
         What `resize_image` makes of it differs by a few grey levels from what it makes of the whole picture.
     size: the side to resize to, as `resize_image` does it, with one copy of the pixels less.
+    change: what else becomes of the upright 8-bit RGB picture, before it is resized.
     Raises `UserError`, naming the file, where it is missing, not an image, damaged,
     of a kind with no fixed range (32-bit), or so large (by its header, before decoding) that it could fill the memory.
     """
@@ -39,6 +44,7 @@ def read_image(
                 image.draft(None, (at_least, at_least))  # does nothing for files of other kinds
             ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image, name)
+            rgb = change(rgb) if change else rgb
             return np.array(rgb if size is None else _resized(rgb, (size, size)))
     except UserError:
         raise

@@ -1,5 +1,6 @@
 """From a prepared data set to batches: a Grain pipeline whose place in the data can be saved and restored."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxfusion.batch import Batch
 from jaxfusion.config.model import FeaturesConfig, LookupConfig, ModelConfig
 from jaxfusion.config.run import DataConfig
+from jaxfusion.data import augment
 from jaxfusion.data.bad_records import BadRecords
 from jaxfusion.data.best_fit import Room, images_per_row
 from jaxfusion.data.frames import frames_of
@@ -81,11 +83,29 @@ def check_lookup(data: DataConfig, model: ModelConfig) -> None:
     for name, other in (("config.data", data), *((f"config.data.others[{n}]", o) for n, o in enumerate(data.others))):
         if other.name in FORMATS:
             raise UserError(f"{name}.name: a lookup table knows no images of files ({other.name}); use a network")
+    if data.others:
+        raise UserError(
+            "config.data.others: a lookup table knows images by their numbers, and those of other data have the same "
+            "ones; take them away, or use a network"
+        )
     if data.test_split != data.train_split:
         raise UserError(
             "config.data.test_split: a lookup table knows the images of the train split alone; set it to "
             f"{data.train_split!r}"
         )
+
+
+def check_augment(data: DataConfig, model: ModelConfig) -> None:
+    """Raises UserError for augmentations that are none, or that nothing could be done with."""
+    if not augment.parse(data.augment).calls:
+        return
+    if data.prepared:
+        raise UserError(
+            "config.data.augment: prepared pictures are the same in each visit; take config.data.prepared away, or this"
+        )
+    if "image" not in data.modalities or not hasattr(model.vision, "image_size"):
+        kind = getattr(model.vision, "kind", "none")
+        raise UserError(f"config.data.augment: the model sees no pixels (its vision room: {kind}); take it away")
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,7 @@ class Reader:
     pixels: what a checkpoint wants done to a picture, uint8[h, w, 3] -> uint8[H, W, 3]; None: it is resized.
     bad:    what becomes of records that nothing can be learned from.
     parts:  settings and names of classes for the records of a mixture's parts, see `Dataset`.
+    drawn:  what becomes of pictures before they are resized; None: nothing. Training draws it once a visit.
     """
 
     data: DataConfig
@@ -103,6 +124,7 @@ class Reader:
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
     bad: BadRecords = field(default_factory=BadRecords)
     parts: tuple[tuple[DataConfig, tuple[str, ...]], ...] = ()
+    drawn: augment.Drawn | None = None
 
     def read(self, source: Sequence[Any], place: int, *, decode: bool = True) -> list[Sample]:
         """The samples of a source's record; none of one that is left out. Raises UserError where it may not be."""
@@ -151,12 +173,14 @@ class Reader:
 
     def _see(self, entry: Any) -> np.ndarray:
         """A file, its bytes, or pixels of any size, as the vision room takes them."""
-        size = self.model.vision.image_size
+        size, drawn = self.model.vision.image_size, self.drawn
         if isinstance(entry, np.ndarray):
+            entry = drawn.of_pixels(entry) if drawn else entry
             return self.pixels(entry) if self.pixels else resize_image(entry, size)
         if self.pixels:
-            return self.pixels(read_image(entry))
-        return read_image(entry, size if self.data.scaled_decode else None, size)
+            return self.pixels(read_image(entry, change=drawn))
+        enough = math.ceil(size / drawn.least) if drawn else size  # a crop is to have as many pixels as are asked for
+        return read_image(entry, enough if self.data.scaled_decode else None, size, drawn)
 
     def _image_id(self, record: Any) -> np.ndarray:
         number, size = int(record["image_id"]), self.model.vision.num_images
@@ -219,10 +243,11 @@ def _segments(
     source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, seed: int, *, decode: bool = True
 ) -> grain.MapDataset:
     """What training learns from, visit by visit, without end. Raises UserError for a sample that no row can hold."""
-    layout = Layout.of(reader.model)
+    layout, augmented = Layout.of(reader.model), augment.parse(reader.data.augment)
 
     def choose(place: int, rng: np.random.Generator) -> Segment:
-        groups = groups_of(_good_samples(source, place, reader, rng, decode=decode), layout)
+        seeing = replace(reader, drawn=augmented.draw(rng)) if augmented.calls else reader
+        groups = groups_of(_good_samples(source, place, seeing, rng, decode=decode), layout)
         sample = visit(groups[rng.integers(len(groups))], rng)
         segment = tokenise(sample, tokenizer, layout)
         if len(sample.messages) == 1:  # a document, of which a visit takes what a row can hold

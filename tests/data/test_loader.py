@@ -196,3 +196,6 @@ def test_a_lookup_table_has_no_place_for_files_of_pictures():
     others = (OtherDataConfig(name="coco", path="x.json"),)
     with pytest.raises(UserError, match=r"^config\.data\.others\[0\]\.name: a lookup table"):
         check_lookup(DataConfig(others=others, test_split="train"), lookup)
+    others = (OtherDataConfig(name="digit_scenes"),)
+    with pytest.raises(UserError, match=r"^config\.data\.others: a lookup table knows images by their numbers"):
+        check_lookup(DataConfig(others=others, test_split="train"), lookup)

@@ -112,7 +112,8 @@ def _open_parquet(paths: Sequence[Path], options: Options) -> Sequence[Record]:
 
 
 def _open_json(path: Path, options: Options) -> Sequence[Record]:
-    return objects.open_objects(path, options.finish_of(path))
+    own = (path.partition(".")[0] for path in options.names.values())
+    return objects.open_objects(path, options.finish_of(path), (*FIELDS, options.label, *own))
 
 
 def _open_coco(path: Path, options: Options) -> Sequence[Record]:

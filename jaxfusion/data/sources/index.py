@@ -11,6 +11,9 @@ import numpy as np
 # Smaller files are looked through faster than anybody notices.
 LARGE = 64 * 2**20
 
+# Of what is found and kept: raise it with any change of that, so that indexes of before are not read.
+VERSION = 2
+
 Index = dict[str, np.ndarray]
 
 
@@ -20,7 +23,7 @@ def indexed(path: Path, kind: str, look_through: Callable[[], Index]) -> Index:
     status = path.stat()
     if status.st_size < LARGE:
         return look_through()
-    name = f"{kind}\n{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
+    name = f"{VERSION}\n{kind}\n{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kept = home / "jaxfusion" / "indexes" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
     try:

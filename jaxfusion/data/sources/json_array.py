@@ -13,6 +13,8 @@ from jaxfusion.data.sources.index import Index
 SPACE = re.compile(r"[ \t\r\n]*")
 OPENING = re.compile(r"\{")
 END = re.compile(r"\][ \t\r\n]*\Z")
+# Of an array in a text that is JSON: items are stepped over, so the first one is its own.
+CLOSING = re.compile(r"\]")
 # Of a file, that tell whether it is one of lines.
 FIRST_LINES = 5
 DECODE = json.JSONDecoder().raw_decode
@@ -85,29 +87,56 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _keys_of_all(text: str) -> list[str]:
-    """Of a text that is one object."""
+def _only_object(text: str, at: int) -> dict[str, Any]:
+    """What a text holds from here on, where that is one object and nothing else."""
     try:
-        value = json.loads(text)
+        value, end = DECODE(text, at)
     except (ValueError, RecursionError):
-        return []
-    return list(value) if isinstance(value, dict) else []
+        return {}
+    return value if isinstance(value, dict) and _over(text, end) == len(text) else {}
 
 
-def index_of(content: bytes) -> Index | None:
-    """Spans in bytes of the items of a file that is an array, and the lines on which they begin; None for a file of
-    lines that are an object each. Raises ValueError for one that is a single object over several lines."""
+def _list_within(value: dict[str, Any], fields: tuple[str, ...]) -> str | None:
+    """The name of an object's only list of objects, unless the object has fields of a record itself."""
+    if any(key.startswith(fields) for key in value):
+        return None
+    names = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(item, dict) for item in v)]
+    return names[0] if len(names) == 1 else None
+
+
+def _behind_bracket(text: str, at: int, wanted: str) -> int:
+    """Where the first item of an object's list is. at: of the object, all of which is JSON. wanted: the list's name."""
+    at = _over(text, at + 1)
+    while True:
+        key, at = DECODE(text, at)
+        at = _over(text, _over(text, at) + 1)  # the colon
+        if key == wanted:
+            return at + 1
+        _, at = DECODE(text, at)
+        at = _over(text, _over(text, at) + 1)  # the comma
+
+
+def index_of(content: bytes, fields: tuple[str, ...] = ()) -> Index | None:
+    """Spans in bytes of the items of a file that is an array, or an object around one, and the lines on which they
+    begin; None for a file of lines that are an object each.
+
+    fields: how names of records' fields begin: an object with any of them is a record, and no object around some.
+    Raises ValueError for a single object over several lines with no list in it that could be the one.
+    """
     text = content.decode(errors="surrogateescape")  # each byte that is no UTF-8 is a character, so that all count
     at = _over(text, 1 if text.startswith("\ufeff") else 0)
+    behind, only = END, {}
     if text[at : at + 1] == "[":
         at += 1
+    elif name := _list_within(only := _only_object(text, at), fields):
+        at, behind = _behind_bracket(text, at, name), CLOSING
     elif any(_is_object(line) for line in text[at:].split("\n", FIRST_LINES)[:FIRST_LINES]):
         return None
-    elif keys := _keys_of_all(text[at:]):
-        raise ValueError(f"an array is wanted, and it is an object with {', '.join(map(repr, keys))}")
+    elif only:
+        raise ValueError(f"an array is wanted, and it is an object with {', '.join(map(repr, only))}")
     else:  # an array whose first bytes are damaged
         at = max(text.find("{"), 0)
-    spans = np.array(find_items(text, at), np.int64).reshape(-1, 2)
+    spans = np.array(find_items(text, at, behind=behind), np.int64).reshape(-1, 2)
     if not text.isascii():
         spans = _in_bytes(text, spans)
     newlines = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))

@@ -33,7 +33,7 @@ class ObjectLines(Sequence):
 
 
 class ObjectArray(Sequence):
-    """A file that is one array of objects."""
+    """A file that is one array of objects, or an object around one."""
 
     def __init__(self, path: Path, finish: Finish, index: Index) -> None:
         self.path, self._finish, self._reading = path, finish, Reading(path)
@@ -49,10 +49,10 @@ class ObjectArray(Sequence):
         return self._finish(parse_object(content, where), where)
 
 
-def open_objects(path: Path, finish: Finish) -> Sequence[Record]:
-    """Raises OSError where the file cannot be read."""
+def open_objects(path: Path, finish: Finish, fields: tuple[str, ...] = ()) -> Sequence[Record]:
+    """fields: how names of records' fields begin. Raises OSError where the file cannot be read."""
     if path.suffix.lower() == ".json":
-        index = indexed(path, "array", lambda: index_of(path.read_bytes()) or {})
+        index = indexed(path, f"array {fields}", lambda: index_of(path.read_bytes(), fields) or {})
         if index:
             return ObjectArray(path, finish, index)
     return ObjectLines(path, finish)

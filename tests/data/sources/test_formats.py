@@ -272,11 +272,34 @@ def test_a_link_to_what_it_is_in_multiplies_nothing(tmp_path):
     assert [record["text"] for record in found] == ["data/a.txt", "data/deeper/b.txt", "elsewhere/c.txt"]
 
 
-def test_an_object_around_an_array_is_told_apart(tmp_path):
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_around_an_array_is_the_array(tmp_path, indent):
     path = tmp_path / "x.json"
-    path.write_text(json.dumps({"version": 1, "data": [{"text": "a"}, {"text": "b"}]}, indent=2))
+    around = {"note": {"data": [1]}, "data": [{"text": "ä"}, {"text": "]}, b"}], "end": "é"}
+    path.write_text(json.dumps(around, indent=indent, ensure_ascii=False), encoding="utf-8")
+    found, _ = read("json", path)
+    assert [record["text"] for record in found] == ["ä", "]}, b"]
+    lines = ("x.json:1 (", "x.json:1 (") if indent is None else ("x.json:8 (", "x.json:11 (")
+    assert all(line in record["origin"] for record, line in zip(found, lines, strict=True))
+
+
+def test_an_object_that_is_a_record_is_none_around_others(tmp_path):
+    path = tmp_path / "x.json"
+    for fields, record in (
+        ((), {"id": 1, "dialog": [{"from": "human", "value": "a"}]}),
+        ((), {"conversations": [{"from": "human", "value": "a"}]}),
+        (("conversations=dialog",), {"dialog": [{"from": "human", "value": "a"}]}),
+    ):
+        path.write_text(json.dumps(record))
+        (found,), _ = read("json", path, fields=fields)
+        assert found.items() >= record.items()
+
+
+def test_an_object_of_which_no_list_is_the_one_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"a": [{"text": "a"}], "b": [{"text": "b"}]}, indent=2))
     train, _, _ = open_format(DataConfig(name="json", path=str(path), test_path=str(path)))
-    with pytest.raises(RecordError, match=r"x\.json: .*an array is wanted, and it is an object with 'version', 'data'"):
+    with pytest.raises(RecordError, match=r"x\.json: .*an array is wanted, and it is an object with 'a', 'b'"):
         train[0]
 
 
@@ -348,6 +371,9 @@ def test_a_large_file_is_looked_through_once(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "LARGE", 1)
+    monkeypatch.setattr(index, "VERSION", index.VERSION + 1)  # what is kept has another form now
+    assert list(lines.Lines(path)) == [b"one", b"two"]
+    assert len(list(kept.parent.iterdir())) == 2
     kept.write_bytes(b"damaged")
     path.write_text("three\n")  # another file now
     assert list(lines.Lines(path)) == [b"three"]

@@ -274,6 +274,22 @@ def test_labels_may_be_named_in_the_config_and_written_as_text(tmp_path):
     np.testing.assert_equal(dataset.labels, ("bad", "good"))
 
 
+def test_held_out_records_that_cannot_be_read_are_told_before_training(tmp_path):
+    from jaxfusion.experiment import train_run
+
+    for name, row in (("train", {"text": "a b"}), ("test", {"words": "a b"})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    decoder = {"kind": "transformer", "num_layers": 1, "num_heads": 2}
+    paths = {"path": str(tmp_path / "train.jsonl"), "test_path": str(tmp_path / "test.jsonl")}
+    settings = {
+        "model": {"width": 16, "vision": None, "decoder": decoder},
+        "data": {"name": "json", "task": "text", "row_length": 16} | paths,
+    }
+    with pytest.raises(UserError, match=r"test\.jsonl:1: "):
+        train_run(from_dict(Config, settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_on_texts_tells_its_perplexity_and_what_it_left_out(tmp_path):
     from jaxfusion.experiment import train_run
 
@@ -294,12 +310,20 @@ def test_a_run_on_texts_tells_its_perplexity_and_what_it_left_out(tmp_path):
     assert json.loads(line)["record"].endswith("x.txt:41")
     report = (tmp_path / "run" / "report.html").read_text()
     assert "Bad records left out" in report
-    # The data may have moved, but there must be as many.
+    # The data may have moved, but they must be the same.
     moved = tmp_path / "moved"
     texts.rename(moved)
+    settings["data"]["path"] = str(moved)
+    train_run(from_dict(Config, settings), tmp_path / "run")
+    text = (moved / "x.txt").read_bytes()
+    (moved / "x.txt").write_bytes(text.replace(b"of line 7\n", b"of word 7\n"))
+    with pytest.raises(
+        UserError, match=r"^config\.data: other records, and the run in .* began with as many different ones; give it"
+    ):
+        train_run(from_dict(Config, settings), tmp_path / "run")
+    (moved / "x.txt").write_bytes(text)
     with (moved / "x.txt").open("a") as file:
         file.write("one more\n")
-    settings["data"]["path"] = str(moved)
     with pytest.raises(
         UserError, match=r"^config\.data: 40 records, and the run in .* began with 39; give it the same"
     ):
