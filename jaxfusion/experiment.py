@@ -39,6 +39,7 @@ from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import fresh_and_frozen, read_rooms, with_room_for
 from jaxfusion.pretrained.origin import Origin
+from jaxfusion.pretrained.runs import room_origin
 from jaxfusion.provenance import check_data, check_made_for, check_tower, check_unchanged
 from jaxfusion.run_tokenizer import new_tokenizer, text_checkpoint
 from jaxfusion.teacher import teacher_of, with_teachers_rows
@@ -56,6 +57,7 @@ from jaxfusion.workdir import (
     check_run,
     claimed,
     has_checkpoint,
+    is_run,
     latest_step,
     load_run,
     make_workdir,
@@ -148,7 +150,7 @@ def _source(config: Config, dataset: Dataset) -> Sequence[Any]:
 
 
 def named_checkpoints(config: Config) -> dict[str, str]:
-    """The checkpoints that the run's rooms begin with."""
+    """The checkpoints, or other runs, that the run's rooms begin with."""
     return {room: name for room, name in vars(config.pretrained).items() if name}
 
 

@@ -301,7 +301,7 @@ def _export(args: argparse.Namespace) -> None:
 
     import jaxfusion
     from jaxfusion.training.trainable import check_only_adapters_train
-    from jaxfusion.workdir import load_run, read_workdir_config
+    from jaxfusion.workdir import is_run, load_run, read_workdir_config
 
     if args.workdir is None or args.output is None:
         missing = "--workdir" if args.workdir is None else "--output"
@@ -312,6 +312,11 @@ def _export(args: argparse.Namespace) -> None:
         check_only_adapters_train(shapes, config.train.trainable)
     model, params = load_run(args.workdir)
     if args.adapters:
+        if is_run(Path(config.pretrained.model)):
+            raise UserError(
+                f"--adapters: they belong to the weights of the run {config.pretrained.model}, which is no checkpoint; "
+                "export them merged"
+            )
         jaxfusion.save_adapters(model, params, args.output, base=config.pretrained.model)
     else:
         jaxfusion.save_pretrained(model, params, args.output)

@@ -65,7 +65,8 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
     }
     found["the number of records"] = num_records
     found["what the decoder predicts"] = layout.predict
-    if isinstance(model.tokenizer, TrainedTokenizer):
+    named = config.pretrained
+    if isinstance(model.tokenizer, TrainedTokenizer) and not (named.model or named.decoder or named.encoder):
         found["config.data.vocab_size"] = config.data.vocab_size
     else:
         found["the tokenizer's fingerprint"] = _tokenizer_fingerprint(model.tokenizer)

@@ -163,11 +163,12 @@ def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
     from jaxfusion.pretrained.pixels import read_pixels
 
     model = build(config, tokenizer)
-    named = [room for room, name in vars(config.pretrained).items() if name]
-    if not named:
+    if not any(vars(config.pretrained).values()):
         return model
     kept = workdir / PRETRAINED
-    seen = next((room for room in ("vision", "model") if room in named), None)
+    seen = next(
+        (room for room in ("vision", "model") if (kept / room).is_dir()), None
+    )  # of other runs there may be none
     pixels = None
     if seen and config.model.vision is not None:
         pixels = read_pixels(kept / seen, read_json(kept / seen / "config.json")["model_type"])

@@ -178,9 +178,15 @@ def _without_replaced_checkpoints(values: dict[str, Any], texts: Mapping[str, st
     replaced = {
         room: texts[f"model.{room}"]
         for room, given in model.items()
-        if f"model.{room}" in texts and isinstance(given, str) and given not in PRESETS.get(room, {})
+        if f"model.{room}" in texts and _names_checkpoint(given, room)
     }
     return values | {"model": model | replaced}
+
+
+def _names_checkpoint(given: Any, room: str) -> bool:
+    if isinstance(given, dict):
+        return "checkpoint" in given
+    return isinstance(given, str) and given not in PRESETS.get(room, {})
 
 
 def _where(path: Path, error: Exception) -> str:

@@ -164,9 +164,10 @@ class LinearProjectorConfig:
 
     kind: ClassVar[str] = "linear"
     pool: Literal["none", "mean", "concatenate"] = "none"
+    prefix_length: int = 1  # tokens that are made of the pooled one (Frozen, Tsimpoukelli et al. 2021: 2)
 
     def num_tokens(self, vision_tokens: int) -> int:
-        return vision_tokens if self.pool == "none" else 1
+        return vision_tokens if self.pool == "none" else self.prefix_length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.model import (
     BiLSTMEncoderConfig,
     CrossAttentionFusionConfig,
+    LinearProjectorConfig,
     MappingProjectorConfig,
     ModelConfig,
     PerceiverProjectorConfig,
@@ -155,6 +156,10 @@ def _check_projector(config: ModelConfig) -> None:
                 _refuse(
                     "projector.factor", f"{factor} does not divide the image's grid ({grid}); use another projector"
                 )
+        case LinearProjectorConfig(pool=pool, prefix_length=prefix):
+            _positive("projector.prefix_length", prefix)
+            if pool == "none" and prefix > 1:
+                _refuse("projector.prefix_length", f"{prefix} tokens come of a pooled one; set pool to 'mean'")
         case PerceiverProjectorConfig() | MappingProjectorConfig():
             _positive("projector.num_layers", projector.num_layers)
             if config.attention == "cudnn" and isinstance(projector, PerceiverProjectorConfig):

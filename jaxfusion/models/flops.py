@@ -289,8 +289,8 @@ def _projector(count: _Count, config: ModelConfig, images: float, live: bool) ->
         case PoolProjectorConfig() as pool:
             live = live or count.touches(f"{path}/norm")
             tokens = images * pool.num_tokens(num_tokens)
-        case LinearProjectorConfig(pool="mean"):
-            tokens = images
+        case LinearProjectorConfig(pool=pool, prefix_length=prefix):
+            tokens, width = images if pool == "mean" else tokens, prefix * width
     # Tokens that are laid side by side are fewer and as much wider: as many products.
     return count.linear(f"{path}/linear", tokens, features, width, live)
 

@@ -50,7 +50,7 @@ def make_projector(
 
 
 class LinearProjector(nn.Module):
-    """One matrix over each token, over their mean, or over all of them side by side."""
+    """One matrix over each token, over their mean, or over all of them side by side, which may give several."""
 
     config: LinearProjectorConfig
     width: int
@@ -63,7 +63,8 @@ class LinearProjector(nn.Module):
                 x = reduce(x, "b m k e -> b m 1 e", "mean")
             case "concatenate":
                 x = rearrange(x, "b m k e -> b m 1 (k e)")
-        return nn.Dense(self.width, dtype=self.dtype, name="linear")(x)
+        x = nn.Dense(self.config.prefix_length * self.width, dtype=self.dtype, name="linear")(x)
+        return rearrange(x, "b m k (n d) -> b m (k n) d", n=self.config.prefix_length)
 
 
 class MLPProjector(nn.Module):

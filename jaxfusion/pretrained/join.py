@@ -13,6 +13,8 @@ from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.pixels import fit, read_pixels
+from jaxfusion.pretrained.runs import room_config
+from jaxfusion.workdir import is_run
 
 ROOMS = ("vision", "encoder", "decoder")
 
@@ -23,7 +25,8 @@ def expand(values: dict[str, Any]) -> dict[str, Any]:
 
     `model = CHECKPOINT` takes a whole model or a language model, and so does `model = {"checkpoint": CHECKPOINT, ...}`
     with settings that are put over its own, such as dtype and lora; `model.vision`, `model.encoder` and `model.decoder`
-    take a room each, and the text embedding and the width come with the decoder (or else the encoder).
+    take a room each, as a name or likewise, and the text embedding and the width come with the decoder (or else the
+    encoder). A run's directory does for a checkpoint.
     Raises UserError for a checkpoint that is not there, or of another kind than its place.
     """
     named = dict(values.get("pretrained") or {})
@@ -34,10 +37,14 @@ def expand(values: dict[str, Any]) -> dict[str, Any]:
         name, given = model["checkpoint"], {key: value for key, value in model.items() if key != "checkpoint"}
         model, named = to_dict(_read(name, "model")) | given, {"model": name}
     for room in ROOMS if isinstance(model, Mapping) else ():
-        name = model.get(room)
-        if isinstance(name, str) and is_checkpoint(name, room):
-            model = model | _room(name, room)
-            named[room] = name
+        name, given = model.get(room), {}
+        if isinstance(name, Mapping) and "checkpoint" in name:
+            name, given = name["checkpoint"], {key: value for key, value in name.items() if key != "checkpoint"}
+        elif not (isinstance(name, str) and is_checkpoint(name, room)):
+            continue
+        model = model | _room(name, room)
+        model[room] |= given
+        named[room] = name
     return values | {"model": model, "pretrained": named} if named else values
 
 
@@ -49,7 +56,7 @@ def is_checkpoint(name: str, room: str) -> bool:
 def _room(name: str, room: str) -> dict[str, Any]:
     found = _read(name, room)
     if room == "vision":
-        return {"vision": to_dict(_for_projector(found))}
+        return {"vision": to_dict(found if is_run(Path(name)) else _for_projector(found))}
     taken = to_dict(replace(found, dtype="float32"))
     return {key: taken[key] for key in ("width", "text_embedding", room)}
 
@@ -65,6 +72,8 @@ def _for_projector(vision: Vision) -> Vision:
 
 
 def _read(name: str, room: str) -> ModelConfig | Vision:
+    if is_run(Path(name)):
+        return room_config(name, room)
     checkpoint = open_checkpoint(name)
     family = family_of(checkpoint, FAMILIES)
     _check_kind(family, room, name)

@@ -20,6 +20,7 @@ from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.family import Family
 from jaxfusion.pretrained.origin import Origin, Room
+from jaxfusion.pretrained.runs import room_params, room_paths
 from jaxfusion.pretrained.stream import Report, place, read_params
 from jaxfusion.pretrained.table import Row, flatten, unflatten
 from jaxfusion.text.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
 
 
 def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstract: Params | None = None) -> Params:
-    """The parameters of a model whose rooms come from checkpoints: theirs, and fresh ones for the rest.
+    """The parameters of a model whose rooms come from checkpoints or runs: theirs, and fresh ones for the rest.
 
     checkpoints: by the config's key that named them, as in `config.pretrained`.
     abstract: shapes of all parameters, in the dtypes that theirs are to be read in; None: float32.
@@ -85,6 +86,9 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstra
         abstract = jax.eval_shape(lambda r: init(model, r), rng)
     leaves: dict[str, Any] = {}
     for room, name in checkpoints.items():
+        if is_run(Path(name)):
+            leaves |= room_params(name, room, abstract)
+            continue
         checkpoint = open_checkpoint(name)
         family = family_of(checkpoint, FAMILIES)
         rows = _table(model, room, family)
@@ -100,12 +104,13 @@ def fresh_and_frozen(model: Model, checkpoints: Mapping[Room, str], trainable: S
     checkpoints: as in `read_rooms`. Adapters are not counted: until they train they add nothing.
     """
     shapes = jax.eval_shape(lambda rng: init(model, rng), jax.random.key(0))
-    given = {
-        path
-        for room, name in checkpoints.items()
-        for row in _table(model, room, family_of(open_checkpoint(name), FAMILIES))
-        for path in row.paths
-    }
+    given: set[str] = set()
+    for room, name in checkpoints.items():
+        if is_run(Path(name)):
+            given |= room_paths(name, room)
+        else:
+            rows = _table(model, room, family_of(open_checkpoint(name), FAMILIES))
+            given.update(path for row in rows for path in row.paths)
     left = flatten(shapes).keys() - given - trained_paths(shapes, trainable)
     return sorted({path.split("/")[0] for path in left if not is_adapter(path)})
 
@@ -117,6 +122,8 @@ def read_tower(model: Model, checkpoints: Mapping[Room, str], abstract: Params) 
     Raises UserError for a checkpoint that does not hold all of them, and as `read_params` does.
     """
     room = "vision" if "vision" in checkpoints else "model"
+    if is_run(Path(checkpoints[room])):
+        return unflatten(room_params(checkpoints[room], "vision", abstract))
     checkpoint = open_checkpoint(checkpoints[room])
     family = family_of(checkpoint, FAMILIES)
     rows = [row for row in _table(model, room, family) if all(path.startswith("vision/") for path in row.paths)]

@@ -37,7 +37,8 @@ class Origin:
 
     @classmethod
     def read(cls, checkpoints: Mapping[Room, str | Path]) -> "Origin":
-        """Of directories, files or hub ids. A bare file's config.json is what the names of its tensors tell."""
+        """Of directories, files or hub ids, none of them a run's. A bare file's config.json is what the names of its
+        tensors tell."""
         opened = {room: open_checkpoint(source) for room, source in checkpoints.items()}
         return cls(
             {

@@ -93,6 +93,7 @@ MODELS = {
         vision=replace(VIT, num_layers=3, feature_layer=-2, mlp="swiglu", class_token=True, keep_class_token=False),
     ),
     "pool": replace(MODEL, projector=PoolProjectorConfig()),
+    "a pooled prefix": replace(MODEL, projector=LinearProjectorConfig(pool="mean", prefix_length=3)),
     "perceiver, encoder, token classifier": replace(
         MODEL,
         projector=PerceiverProjectorConfig(num_queries=6, num_layers=2, num_heads=2),
