@@ -14,26 +14,32 @@ from jaxfusion.generation.decode import decoding_params
 from jaxfusion.generation.engine import Engine
 from jaxfusion.generation.generate import check_prompts
 from jaxfusion.models.vlm import Model, Params
+from jaxfusion.serving.echo import Teller
 from jaxfusion.serving.errors import ApiError, add_handlers
-from jaxfusion.serving.limits import Limits
+from jaxfusion.serving.limits import TOKENS, Limits
 from jaxfusion.serving.metrics import CONTENT_TYPE, Measured
 from jaxfusion.serving.page import page_routes
 from jaxfusion.serving.prompts import Reader
 from jaxfusion.serving.protocol import (
     ChatCompletion,
     ChatRequest,
+    Detokenised,
+    DetokeniseRequest,
     ErrorBody,
     Health,
     ModelCard,
     ModelList,
     TextCompletion,
     TextRequest,
+    Tokenised,
+    TokeniseRequest,
+    TokenizerInfo,
 )
 from jaxfusion.serving.replies import ChatShape, TextShape
 from jaxfusion.serving.server import Server
 
 ERRORS = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"})
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", *TOKENS})
 
 
 def make_app(
@@ -58,10 +64,11 @@ def make_app(
     # Of a fusion that looks back at pictures every prompt has room for all; "add" takes one at most.
     engine_settings["max_images"] = 1 if model.config.fusion.kind == AddFusionConfig.kind else settings.max_images
     engine_settings["cache_dtype"] = defaults.cache_dtype
-    make_engine = partial(Engine, model, decoding_params(params, defaults.weights), **engine_settings)
+    decoded = decoding_params(params, defaults.weights)
+    make_engine = partial(Engine, model, decoded, **engine_settings)
     num_positions = min(settings.num_positions, model.config.text_embedding.max_positions)
     reader = Reader(model=model, settings=settings, defaults=defaults, num_positions=num_positions, prepare=prepare)
-    server = Server(reader, make_engine, name)
+    server = Server(reader, make_engine, Teller(model, decoded), name)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,8 +98,26 @@ def _add_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/completions", response_model=TextCompletion, responses=ERRORS)
     async def completions(body: TextRequest, http: Request) -> Any:
+        if body.echo:
+            return await server.echo(http, body)
+        if body.max_tokens == 0:
+            raise ApiError(400, "max_tokens: 0 leaves nothing to tell, unless echo is true", param="max_tokens")
         shape = TextShape(server.name, body.logprobs)
-        return await server.answer(http, body, shape, lambda: [reader.text(prompt) for prompt in body.prompts])
+        return await server.answer(http, body, shape, lambda: [reader.prompt(prompt) for prompt in body.prompts])
+
+    # As vLLM has them, for harnesses that have to know where a prompt's tokens end.
+    @app.get("/tokenizer_info", responses=ERRORS)
+    async def tokenizer_info() -> TokenizerInfo:
+        return TokenizerInfo()
+
+    @app.post("/tokenize", responses=ERRORS)
+    async def tokenize(body: TokeniseRequest) -> Tokenised:
+        tokens = await server.in_reader(reader.tokenise, body.prompt)
+        return Tokenised(tokens=tokens, count=len(tokens), max_model_len=reader.num_positions)
+
+    @app.post("/detokenize", responses=ERRORS)
+    async def detokenize(body: DetokeniseRequest) -> Detokenised:
+        return Detokenised(prompt=await server.in_reader(reader.detokenise, body.tokens))
 
     @app.get("/v1/models", responses=ERRORS)
     async def models() -> ModelList:

@@ -9,7 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxfusion.serving.errors import ApiError
 
-GUARDED = "/v1/"
+# What tokenises for a client.
+TOKENS = ("/tokenize", "/detokenize", "/tokenizer_info")
+GUARDED = ("/v1/", *TOKENS)
 
 # For a body to arrive whole.
 BODY_SECONDS = 60
@@ -21,7 +23,7 @@ BODIES = 16
 class Limits:
     """Around an app: keys, the size of bodies and the time they take, and how many requests are under way at once.
 
-    keys: any of which a request to /v1 has to bring, as `Authorization: Bearer KEY`; none: everybody may.
+    keys: any of which a guarded request has to bring, as `Authorization: Bearer KEY`; none: everybody may.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], max_bytes: int, max_requests: int) -> None:

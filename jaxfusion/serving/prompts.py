@@ -8,9 +8,10 @@ from jaxfusion.config.run import GenerateConfig, ServeConfig
 from jaxfusion.data.messages import Image, Message, ask
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.generation.answer import Request
-from jaxfusion.generation.generate import as_seen, prompt_segment
+from jaxfusion.generation.generate import as_seen, check_vocabulary, prompt_segment
 from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model
+from jaxfusion.serving.echo import raw
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.pictures import read_picture
 from jaxfusion.serving.protocol import ChatMessage, ImagePart, Sampled
@@ -55,6 +56,30 @@ class Reader:
         """A lone prompt, as `jaxfusion.generate` lays it out."""
         self._check_length(len(prompt))
         return prompt_segment(self.model, (ask(self.prepare(prompt)),))
+
+    def prompt(self, prompt: str | list[int]) -> Segment:
+        """Text as `text` lays it out, and tokens as they stand."""
+        return self.text(prompt) if isinstance(prompt, str) else self.raw(prompt)[0]
+
+    def tokenise(self, text: str) -> list[int]:
+        self._check_length(len(text))
+        return self.model.tokenizer.encode(text)
+
+    def detokenise(self, tokens: list[int]) -> str:
+        size = self.model.tokenizer.vocab_size
+        if beyond := [token for token in tokens if token >= size]:
+            raise ApiError(400, f"tokens: {beyond[0]} is none; there are {size}", param="tokens")
+        return self.model.tokenizer.text(tokens)
+
+    def raw(self, prompt: str | list[int]) -> tuple[Segment, int]:
+        """A text or its tokens as they stand, with what begins a text, and how many tokens that is."""
+        if isinstance(prompt, str):
+            self._check_length(len(prompt))
+        segment, begins = raw(prompt, self.model)
+        check_vocabulary(self.model, [segment])
+        if (length := len(segment.tokens)) > self.num_positions:
+            raise self._too_long(f"the prompt takes {length} positions")
+        return segment, begins
 
     def requests(self, segment: Segment, body: Sampled) -> list[Request]:
         """As many as answers are wanted. Raises ApiError where prompt and answer exceed the context."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # No request needs more, and each that is wrong makes an error to tell.
-MOST_FIELDS, MOST_ITEMS = 100, 1000
+MOST_FIELDS, MOST_ITEMS, MOST_PROMPTS = 100, 1000, 64
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,6 +21,7 @@ def _characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_characters)]
 Stop = Annotated[str, Field(max_length=256)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
 class Given(BaseModel):
@@ -130,9 +131,16 @@ class ChatRequest(Sampled):
 
 
 class TextRequest(Sampled):
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
+    # A text, or its tokens, which then stand as they are; or several of either.
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+    )
+    max_tokens: int | None = Field(None, ge=0)  # 0: with echo, where nothing but the prompt is to be told
     logprobs: int | None = Field(None, ge=0, le=5)
-    echo: Literal[False] | None = None
+    echo: bool | None = None
     best_of: Literal[1] | None = None
 
     @property
@@ -140,8 +148,9 @@ class TextRequest(Sampled):
         return self.logprobs or 0
 
     @property
-    def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> list[str] | list[list[int]]:
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else self.prompt
 
 
 class Usage(BaseModel):
@@ -188,9 +197,9 @@ class ChatCompletion(BaseModel):
 
 class TextLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]  # None: of a prompt's first token
     text_offset: list[int]
-    top_logprobs: list[dict[str, float]] | None  # the chosen one among them, even if it is less probable
+    top_logprobs: list[dict[str, float] | None] | None  # the chosen one among them, even if it is less probable
 
 
 class TextChoice(BaseModel):
@@ -207,6 +216,36 @@ class TextCompletion(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: Usage | None = None
+
+
+class Tokenised(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class TokeniseRequest(Given):
+    model: str | None = Field(None, max_length=256)  # no effect
+    prompt: Text
+    add_special_tokens: bool | None = None  # no effect: of a text alone there are none
+
+
+class DetokeniseRequest(Given):
+    model: str | None = Field(None, max_length=256)  # no effect
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class Detokenised(BaseModel):
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """Special tokens have no text here: none of them comes out of any."""
+
+    eos_token: None = None
+    bos_token: None = None
+    pad_token: None = None
+    chat_template: None = None
 
 
 class ModelCard(BaseModel):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jaxfusion.serving.answers import Said
+from jaxfusion.serving.echo import Echo
 from jaxfusion.serving.protocol import (
     ChatChoice,
     ChatCompletion,
@@ -90,12 +91,15 @@ class ChatShape:
 
 
 class TextShape:
-    def __init__(self, name: str, logprobs: int | None) -> None:
-        """name: of the model. logprobs: of how many tokens at each place beside the chosen one; None: not of that."""
-        self._head, self._logprobs = _head("cmpl", name), logprobs
+    def __init__(self, name: str, logprobs: int | None, echoes: Sequence[Echo] = ()) -> None:
+        """name: of the model. logprobs: of how many tokens at each place beside the chosen one; None: not of that.
+        echoes: of the prompts, where they are told again before their answers."""
+        self._head, self._logprobs, self._echoes = _head("cmpl", name), logprobs, echoes
 
     def whole(self, answers: Sequence[Said], usage: Usage) -> TextCompletion:
-        choices = [self._choice(index, said) for index, said in enumerate(answers)]
+        each = len(answers) // max(len(self._echoes), 1)
+        echoed = [self._after(index // each, said) for index, said in enumerate(answers)] if self._echoes else answers
+        choices = [self._choice(index, said) for index, said in enumerate(echoed)]
         return TextCompletion(**self._head, choices=choices, usage=usage)
 
     def openings(self, number: int) -> list[Chunk]:
@@ -107,14 +111,21 @@ class TextShape:
     def usage(self, usage: Usage) -> Chunk:
         return TextCompletion(**self._head, choices=[], usage=usage).model_dump()
 
+    def _after(self, prompt: int, said: Said) -> Said:
+        echo = self._echoes[prompt]
+        moved = [p._replace(start=p.start + len(echo.text), end=p.end + len(echo.text)) for p in said.pieces]
+        return Said(echo.text + said.text, [*echo.pieces, *moved], said.finish_reason)
+
     def _choice(self, index: int, said: Said) -> TextChoice:
         told = None
         if self._logprobs is not None:
             told = TextLogprobs(
                 tokens=[piece.text for piece in said.pieces],
-                token_logprobs=[_number(piece.logprob) for piece in said.pieces],
+                token_logprobs=[None if p.logprob is None else _number(p.logprob) for p in said.pieces],
                 text_offset=[piece.start for piece in said.pieces],
-                top_logprobs=[_by_text(piece) for piece in said.pieces] if self._logprobs else None,
+                top_logprobs=[None if p.logprob is None else _by_text(p) for p in said.pieces]
+                if self._logprobs
+                else None,
             )
         return TextChoice(index=index, text=said.text, logprobs=told, finish_reason=said.finish_reason)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from threading import Thread
+from typing import TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
@@ -15,13 +16,16 @@ from jaxfusion.data.tokenise import Segment
 from jaxfusion.generation.answer import Request as EngineRequest
 from jaxfusion.generation.engine import Engine
 from jaxfusion.serving.answers import Asked, Said, merged
+from jaxfusion.serving.echo import Echo, Teller
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.metrics import Metrics
 from jaxfusion.serving.prompts import Reader
-from jaxfusion.serving.protocol import ChatCompletion, Sampled, TextCompletion, Usage
-from jaxfusion.serving.replies import Chunk, Shape
+from jaxfusion.serving.protocol import ChatCompletion, Sampled, TextCompletion, TextRequest, Usage
+from jaxfusion.serving.replies import Chunk, Shape, TextShape
 from jaxfusion.serving.streaming import EventStream, unless_gone
 from jaxfusion.serving.text import AnswerText
+
+T, S = TypeVar("T"), TypeVar("S")
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,9 +36,11 @@ READERS = 4
 class Server:
     """One model, its engine, and what is asked of it."""
 
-    def __init__(self, reader: Reader, make_engine: Callable[[], Engine], name: str) -> None:
-        """name: of the model, for whoever asks. Compiles what every answer needs, or raises what would fail each."""
+    def __init__(self, reader: Reader, make_engine: Callable[[], Engine], teller: Teller, name: str) -> None:
+        """name: of the model, for whoever asks. teller: of prompts' own log-probabilities. Compiles what every answer
+        needs, or raises what would fail each."""
         self.reader, self.name, self.created = reader, name, int(time.time())
+        self._teller = teller
         self._make_engine, self.engine = make_engine, make_engine()
         self.metrics = Metrics(lambda: self.engine)
         self._thread, self._closing = Thread(target=self._work, name="engine", daemon=True), False
@@ -74,16 +80,43 @@ class Server:
         self, http: Request, body: Sampled, shape: Shape, read: Callable[[], Sequence[Segment]]
     ) -> Response | ChatCompletion | TextCompletion:
         """read: makes the prompts, in a thread of its own. Raises ApiError and UserError for what cannot be done."""
-        if body.model not in (None, self.name):
-            raise ApiError(
-                404, f"there is no model {body.model!r}; this is {self.name!r}", param="model", code="model_not_found"
-            )
+        self._check_model(body)
         loop, seconds = asyncio.get_running_loop(), self.reader.settings.timeout
         asked, prompt_tokens = await loop.run_in_executor(self._pool, self._ask, read, body, loop)
         self.metrics.prompt_tokens.inc(prompt_tokens)
         if body.stream:
             return EventStream(self._stream(asked, shape, prompt_tokens, body.usage_at_the_end), asked, seconds)
         return await unless_gone(http.receive, asked, self._whole(asked, shape, prompt_tokens), seconds)
+
+    async def echo(self, http: Request, body: TextRequest) -> Response | TextCompletion:
+        """The prompts again, each with what comes after it. Raises as `answer` does."""
+        self._check_model(body)
+        if body.stream:
+            raise ApiError(400, "echo: a prompt is not told in a stream; leave one of the two out", param="echo")
+        loop = asyncio.get_running_loop()
+
+        def read() -> tuple[list[Segment], list[Echo]]:
+            found = [self.reader.raw(prompt) for prompt in body.prompts]
+            return [one for one, _ in found], [self._teller.echo(*one, body.logprobs) for one in found]
+
+        segments, echoes = await loop.run_in_executor(self._pool, read)
+        shape = TextShape(self.name, body.logprobs, echoes)
+        if body.max_tokens != 0:
+            return await self.answer(http, body, shape, lambda: segments)
+        number = sum(len(segment.tokens) for segment in segments)
+        self.metrics.prompt_tokens.inc(number)
+        nothing = [Said("", [], "length")] * (len(segments) * (body.n or 1))
+        return shape.whole(nothing, Usage(prompt_tokens=number, completion_tokens=0, total_tokens=number))
+
+    async def in_reader(self, work: Callable[[T], S], given: T) -> S:
+        """Out of the event loop's way."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, given)
+
+    def _check_model(self, body: Sampled) -> None:
+        if body.model not in (None, self.name):
+            raise ApiError(
+                404, f"there is no model {body.model!r}; this is {self.name!r}", param="model", code="model_not_found"
+            )
 
     def _ask(
         self, read: Callable[[], Sequence[Segment]], body: Sampled, loop: asyncio.AbstractEventLoop
