@@ -312,7 +312,7 @@ def _export(args: argparse.Namespace) -> None:
         check_only_adapters_train(shapes, config.train.trainable)
     model, params = load_run(args.workdir)
     if args.adapters:
-        if is_run(Path(config.pretrained.model)):
+        if config.pretrained.model and is_run(Path(config.pretrained.model)):
             raise UserError(
                 f"--adapters: they belong to the weights of the run {config.pretrained.model}, which is no checkpoint; "
                 "export them merged"

@@ -1,7 +1,7 @@
 """What evaluation harnesses send, as they send it: none of them is needed here. See docs/harness.md.
 
-Bodies are those of lmms-eval 0.7.3 (models/chat/openai.py, async_openai.py) and lm-eval 0.4.13
-(models/openai_completions.py, utils.py's RemoteTokenizer), as they arrived at a server that kept them.
+Bodies are as lmms-eval 0.7.3 (models/chat/openai.py, async_openai.py) and lm-eval 0.4.13 (models/openai_completions.py,
+models/api_models.py, utils.py's RemoteTokenizer) make them; both were run against a server.
 """
 
 import json
