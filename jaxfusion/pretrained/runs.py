@@ -1,5 +1,6 @@
 """Rooms that begin with what another run has trained, named by its directory where a checkpoint would be."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from jaxfusion.models.lora import is_adapter
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.pretrained.origin import Origin, Room
 from jaxfusion.pretrained.table import flatten
-from jaxfusion.workdir import PRETRAINED, load_run, read_workdir_config
+from jaxfusion.workdir import PRETRAINED, is_run, load_run, read_workdir_config
 
 # What comes with a room: its own parameters and, of one that reads text, the text embedding's.
 PREFIXES: dict[Room, tuple[str, ...]] = {
@@ -43,6 +44,14 @@ def room_origin(name: str, room: Room) -> Origin:
             "as config.model"
         )
     return Origin({room: kept.rooms[room]} if room in kept.rooms else {})
+
+
+def origin_of(named: Mapping[Room, str]) -> Origin:
+    """What export writes again: of checkpoints their small files, and of runs what they keep of theirs."""
+    rooms: dict[Room, Mapping[str, bytes]] = {}
+    for room, name in named.items():
+        rooms |= (room_origin(name, room) if is_run(Path(name)) else Origin.read({room: name})).rooms
+    return Origin(rooms)
 
 
 def room_paths(name: str, room: Room) -> set[str]:
