@@ -38,8 +38,7 @@ from jaxfusion.files import write_json
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import fresh_and_frozen, read_rooms, with_room_for
-from jaxfusion.pretrained.origin import Origin
-from jaxfusion.pretrained.runs import room_origin
+from jaxfusion.pretrained.runs import origin_of
 from jaxfusion.provenance import check_data, check_made_for, check_tower, check_unchanged
 from jaxfusion.run_tokenizer import new_tokenizer, text_checkpoint
 from jaxfusion.teacher import teacher_of, with_teachers_rows
@@ -57,7 +56,6 @@ from jaxfusion.workdir import (
     check_run,
     claimed,
     has_checkpoint,
-    is_run,
     latest_step,
     load_run,
     make_workdir,
@@ -117,7 +115,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
         tokenizer = tokenizer or new_tokenizer(config, dataset, bad)
         if text_checkpoint(config):
             config = replace(config, model=with_room_for(tokenizer, config.model))
-        Origin.read(named_checkpoints(config)).save(workdir / PRETRAINED)
+        origin_of(named_checkpoints(config)).save(workdir / PRETRAINED)
     config = resolve(with_teachers_rows(config, workdir), tokenizer.vocab_size, len(dataset.labels))
     check_lookup(config.data, config.model)
     check_augment(config.data, config.model)

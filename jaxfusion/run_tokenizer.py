@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from jaxfusion.pretrained.load import open_family_tokenizer
 from jaxfusion.teacher import teacher_tokenizer
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.text.trained import TrainedTokenizer
+from jaxfusion.workdir import is_run
 
 # The tokenizer learns from this many records; more change nothing about the words of a data set.
 TOKENIZER_RECORDS = 5000
@@ -43,6 +45,8 @@ def new_tokenizer(config: Config, dataset: Dataset, bad: BadRecords) -> Tokenize
         return teacher_tokenizer(config.distil.teacher)
     if not name:
         return TrainedTokenizer.train(_texts(config, dataset, bad), config.data.vocab_size)
+    if is_run(Path(name)):
+        return open_tokenizer(name)
     checkpoint = open_checkpoint(name)
     tokenizer = open_family_tokenizer(checkpoint.home, family_of(checkpoint, FAMILIES), config.model)
     if tokenizer is None:
