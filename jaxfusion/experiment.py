@@ -1,10 +1,8 @@
 """One run from end to end: data, tokenizer, model, training, evaluation, report, all in a workdir."""
 
-import base64
-import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -12,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 import jaxfusion
 from jaxfusion.config import Config, to_dict
 from jaxfusion.data.bad_records import BAD_RECORDS, BadRecords
-from jaxfusion.data.images import encode_png
 from jaxfusion.data.loader import (
     Dataset,
     Reader,
     check_augment,
     check_lookup,
+    held_out,
     open_dataset,
     settle_images_per_row,
     train_iterator,
+    with_classes,
 )
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
@@ -34,7 +32,11 @@ from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
 from jaxfusion.evaluation.meter import Meter
+from jaxfusion.evaluation.predictions import write_predictions
+from jaxfusion.evaluation.shots import check_shots, evaluate_shots, shots_of
+from jaxfusion.evaluation.support import candidates, with_support
 from jaxfusion.files import write_json
+from jaxfusion.generation.answer import Answer
 from jaxfusion.models.vlm import Model, Params, init
 from jaxfusion.parallel import make_parallel
 from jaxfusion.pretrained.load import fresh_and_frozen, read_rooms, with_room_for
@@ -68,9 +70,6 @@ from jaxfusion.workdir import (
 # What a decoder other than a language model may be trained for.
 SPECIALIST = {"fill": "tokens", "classify": "class"}
 
-# A held-out picture, to try a trained model on.
-EXAMPLE = "example.png"
-
 # The prepared.json of the data that the run began with, where it had any.
 TRAINED_ON = "trained_on.json"
 
@@ -99,7 +98,31 @@ class Experiment:
 
     @cached_property
     def samples(self) -> list[Sample]:
+        """The held-out ones, in episodes behind the most examples."""
+        if self.config.data.episodes.ways:
+            return self.episodes[max(self.episodes)]
         return held_out_samples(self.dataset.test, self.reader, self.config.evaluate.num_examples)
+
+    @cached_property
+    def episodes(self) -> dict[int, list[Sample]]:
+        evaluated = self.config.evaluate
+        return held_out(self.dataset, self.reader, shots_of(self.config), evaluated.num_examples)
+
+    @cached_property
+    def support(self) -> dict[str, list[Sample]]:
+        """What solved examples are chosen from."""
+        return candidates(self.dataset.train, self.reader, self.config.evaluate.support_records)
+
+    def evaluate(self, params: Params, tell: Callable[[Answer], None] = lambda answer: None) -> Evaluation:
+        config, model, labels = self.config, self.model, self.dataset.labels
+        shots = config.evaluate.shots
+        if config.data.episodes.ways:
+            asked, labels = self.episodes, config.data.episodes.names
+        elif shots:
+            asked = {k: with_support(config, model, params, self.samples, self.support, k) for k in shots}
+        if shots:
+            return evaluate_shots(config, model, params, asked, labels, tell)
+        return evaluate(config, model, params, self.samples, labels, tell)
 
 
 def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None = None) -> Experiment:
@@ -109,6 +132,8 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
     """
     dataset = open_dataset(config.data)
     bad = BadRecords(config.data.bad_records, config.data.max_bad_records, workdir / BAD_RECORDS)
+    if config.data.episodes.ways:
+        dataset = with_classes(dataset, config.data, max(shots_of(config)), bad)
     if has_checkpoint(workdir):
         tokenizer = open_tokenizer(workdir)
     else:
@@ -122,6 +147,7 @@ def open_experiment(config: Config, workdir: Path, tokenizer: Tokenizer | None =
     _check_others(config, dataset)
     model = open_model(config, workdir, tokenizer)
     _check_task(config)
+    check_shots(config)
     context = config.model.text_embedding.max_positions
     if config.data.packing == "none" and config.data.row_length > context:
         raise UserError(
@@ -258,16 +284,16 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     )
     # Read now, where they are needed: what is wrong with them is told before training.
     if config.evaluate.every or config.evaluate.full_every:
-        held_out = experiment.samples
+        samples = experiment.samples
     else:  # one of them tells whether they can be read at all
-        held_out = []
+        samples = []
         held_out_samples(experiment.dataset.test, experiment.reader, 1)
 
     def losses(params: Params) -> dict[str, float]:
-        return held_out_losses(config, model, params, held_out)
+        return held_out_losses(config, model, params, samples)
 
     def everything(params: Params) -> dict[str, float]:
-        return evaluate(config, model, params, held_out, experiment.dataset.labels).metrics
+        return experiment.evaluate(params).metrics
 
     named, init_params = named_checkpoints(config), None
     if named:
@@ -309,22 +335,17 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
 
     config, workdir = experiment.config, experiment.workdir
     start = time.perf_counter()
-    with Progress(len(experiment.samples), Console(stderr=True), unit="sample") as progress:
+    number = len(experiment.samples)
+    total = number * max(1, len(config.evaluate.shots))
+    with Progress(total, Console(stderr=True), unit="sample") as progress:
         meter = Meter(progress, 0, "reading held-out samples")
-        result = evaluate(
-            config,
-            experiment.model,
-            params,
-            experiment.samples,
-            experiment.dataset.labels,
-            tell=lambda answer: meter.add({"num_tokens": len(answer.tokens)}),
-        )
-        progress.step(len(experiment.samples))
-    _write_predictions(workdir / PREDICTIONS, result)
+        result = experiment.evaluate(params, lambda answer: meter.add({"num_tokens": len(answer.tokens)}))
+        progress.step(total)
+    write_predictions(workdir / PREDICTIONS, result)
     record = {
         "metrics": result.metrics,
         "intervals": result.intervals,
-        "num_examples": len(result.samples),
+        "num_examples": number,
         "step": step,
         "seconds": round(time.perf_counter() - start, 2),
         "finished": time.strftime("%Y-%m-%d %H:%M"),
@@ -339,29 +360,6 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
     write_json(workdir / EVALUATION, record)
     write_report(workdir)
     return result.metrics
-
-
-def _write_predictions(path: Path, result: Evaluation) -> None:
-    example = path.with_name(EXAMPLE)
-    with path.open("w", encoding="utf-8") as file:
-        for sample, prediction, references in zip(result.samples, result.predictions, result.references, strict=True):
-            pictures = [np.asarray(image.value) for image in sample.messages[0].images]
-            shown = pictures[0] if pictures and pictures[0].ndim == 3 else None
-            if shown is not None:
-                if not example.exists():
-                    example.write_bytes(encode_png(shown))
-                shown = np.concatenate(pictures, axis=1)  # several, as a video's frames, side by side
-            row: dict[str, Any] = {
-                "id": sample.id,
-                "image": None if shown is None else base64.b64encode(encode_png(shown)).decode(),
-                "prompt": sample.prompt,
-                "reference": sample.reference,
-                "prediction": prediction,
-                "correct": prediction in references,
-            }
-            if len(references) > 1:
-                row["references"] = list(references)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _device() -> str:

@@ -33,6 +33,7 @@ examples:
   jaxfusion --mode evaluate --workdir runs/quickstart
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
   jaxfusion --mode generate --workdir runs/moving_digits --video clip.mp4
+  jaxfusion --mode generate --workdir RUN --example a.png=dax --example b.png=blicket --image q.png
   jaxfusion --mode generate --workdir runs/quickstart --input photos/ --output captions.jsonl
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"
@@ -91,6 +92,7 @@ USED_BY = {
     "image": ("generate",),
     "video": ("generate",),
     "prompt": ("generate",),
+    "example": ("generate",),
     "input": ("generate",),
     "shard": ("generate",),
     "output": ("generate", "export", "prepare", "plan"),
@@ -132,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
         "--video",
         metavar="FILE",
         help="generate: a video to look at, in frames taken as config.data.frames and so on say",
+    )
+    parser.add_argument(
+        "--example",
+        action="append",
+        metavar="FILE=TEXT",
+        help="generate: an image and what would be right to answer, shown first; may be given several times",
     )
     parser.add_argument("--prompt", default="", help="generate: what to ask; nothing where the image is the prompt")
     parser.add_argument(
@@ -248,7 +256,10 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     prompts = [prepare_text(args.prompt, config.data.languages[0], config.data)]
     seen = [*(args.image or ()), *(_frames(args.video, config) if args.video else ())]
     images = [seen] if seen else None
+    examples = [_example(text) for text in args.example or ()]
     if config.model.decoder.kind == "pooled-classifier":
+        if examples:
+            raise UserError("--example: a pooled-classifier reads none; leave it out")
         (text,) = classify(model, params, prompts, images, labels=read_labels(workdir))
     else:
         wanted = config.generate
@@ -263,8 +274,16 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             seed=wanted.seed,
             stop=wanted.stop,
             cache_dtype=wanted.cache_dtype,
+            examples=examples,
         )
     print(postprocess(text) if config.evaluate.postprocess else text)
+
+
+def _example(text: str) -> tuple[str, str]:
+    path, equals, answer = text.partition("=")
+    if not (path and equals and answer):
+        raise UserError(f"--example: {text} is no image with its answer; write FILE=TEXT, as in a.png=dax")
+    return path, answer
 
 
 def _frames(path: str, config: "Config") -> "list[Image]":
@@ -280,7 +299,7 @@ def _generate_all(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     if args.output is None:
         raise UserError("--output: none was given; name a .jsonl file for the answers to --input")
-    for name in ("image", "video"):
+    for name in ("image", "video", "example"):
         if getattr(args, name):
             raise UserError(f"--{name}: the pictures are those of --input; leave it out")
     config, workdir = _trained(args, overrides)

@@ -58,6 +58,8 @@ def prepare_run(config: Config, output: Path, console: Console | None = None) ->
         raise UserError("config.data.prepared: --mode prepare reads the data set itself; leave it empty")
     if config.data.augment:
         raise UserError("config.data.augment: prepared pictures are the same in each visit; leave it empty")
+    if config.data.episodes.ways:
+        raise UserError("config.data.episodes: they are new at each visit, so nothing can be prepared; set ways to 0")
     if config.data.others:
         raise UserError("config.data.others: one data set is prepared at a time; leave the others out")
     if output.is_dir() and not (output / ABOUT).exists() and any(path.name != LOCK for path in output.iterdir()):

@@ -218,6 +218,20 @@ def test_a_video_is_its_frames(run, fails, tmp_path, capsys):
     assert "--video: the pictures are those of --input; leave it out" in line
 
 
+def test_examples_stand_before_the_question(run, fails, tmp_path, capsys):
+    workdir, _ = run
+    paths = [tmp_path / f"{name}.png" for name in "abq"]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.full((48, 48, 3), 80 * number, np.uint8)).save(path)
+    asked = ["--mode", "generate", "--workdir", str(workdir), "--image", str(paths[2])]
+    asked += ["--example", f"{paths[0]}=a dax", "--example", f"{paths[1]}=x = y", "--config.generate.max_new_tokens=8"]
+    assert main(asked) == 0
+    examples = [(paths[0], "a dax"), (paths[1], "x = y")]
+    expected = generate(*load(workdir), [""], [paths[2]], examples=examples, max_new_tokens=8)
+    assert capsys.readouterr().out == expected[0] + "\n"
+    assert "--example: a.png is no image with its answer; write FILE=TEXT" in fails(*asked, "--example", "a.png")
+
+
 def test_a_directory_is_answered_in_bulk(run, fails, tmp_path, capsys):
     workdir, _ = run
     photos, output = tmp_path / "photos", tmp_path / "captions.jsonl"

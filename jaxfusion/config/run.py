@@ -31,6 +31,16 @@ class OtherDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpisodesConfig:
+    """Classes whose names are made up anew in each sample, and told by examples alone; see docs/few-shot.md."""
+
+    ways: int = 0  # classes in an episode, of the task "classify"; 0: no episodes
+    shots: int = 4  # solved examples of each class at most, before questions whose answers are learned
+    held_out: int = 0  # so many classes, the last, are never trained on, and are half of the held-out episodes
+    names: tuple[str, ...] = ("dax", "blicket", "wug", "toma", "fep", "zup", "modi", "koba")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     # A built-in data set, one that TFDS has prepared, or a format of path's files: json, coco, vqa, folder, webdataset,
     # parquet, text, documents (docs/data.md); with the fields that the task reads.
@@ -52,6 +62,7 @@ class DataConfig:
     data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
     task: Task = "caption"
     label: str = "label"  # the field that holds the class, for the task "classify"
+    episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     languages: tuple[Literal["en", "zh"], ...] = ("en",)
     modalities: tuple[Literal["image", "text"], ...] = ("image", "text")  # leave one out to see what it was worth
     train_split: str = "train"
@@ -149,6 +160,14 @@ class EvaluateConfig:
     full_every: int = 0  # steps between whole evaluations, answers and the task's metrics included; 0: at the end only
     num_examples: int = 1000  # held-out samples, 0: all
     batch_size: int = 100  # samples read at once, and answers that grow at once, over all devices
+    # The metrics are taken with each of these numbers of solved examples before a question, of the train split, or in
+    # episodes of each class; (): none, in episodes as many as were trained with. See docs/few-shot.md.
+    shots: tuple[int, ...] = ()
+    # Which examples: the same random ones for all questions, or for each those whose pictures are most alike in a
+    # vision tower's eyes, the most similar last (RICES, Yang et al. 2022).
+    support: Literal["random", "rices"] = "random"
+    support_records: int = 1000  # of the train split, at random, from which examples are chosen; 0: all
+    rices_vision: str = ""  # the tower's checkpoint, a directory or a hub id; "": the run's own
     postprocess: bool = False  # clean predicted text before it is compared and shown
 
 

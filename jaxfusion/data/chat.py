@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,8 @@ def lay_out(
             closing = template.specials.secret(template.end_of_turn)
             closed = re.match(rf"\s*{closing}", text[end:])
             end += closed.end() if closed else 0
-        spans.append((_common(before, text), end))
+        if messages[place].learned:
+            spans.append((_common(before, text), end))
     ids, offsets = template.encode(text)
     learned = _within(offsets, spans)
     hidden = _within(offsets, list(zip(_places(marks, HIDE), _places(marks, SHOW), strict=True)))
@@ -97,7 +99,7 @@ def _marked(part: Part) -> str:
 
 
 def _without_images(message: Message) -> Message:
-    return Message(message.role, tuple(part for part in message.parts if not isinstance(part, Image)))
+    return replace(message, parts=tuple(part for part in message.parts if not isinstance(part, Image)))
 
 
 def _render(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import grain
@@ -14,6 +15,15 @@ from jaxfusion.config.run import DataConfig
 from jaxfusion.data import augment
 from jaxfusion.data.bad_records import BadRecords
 from jaxfusion.data.best_fit import Room, images_per_row
+from jaxfusion.data.episodes import (
+    ByClass,
+    by_class,
+    check_numbers,
+    held_out_episodes,
+    known_and_new,
+    most_of_a_class,
+    training_episode,
+)
 from jaxfusion.data.frames import frames_of
 from jaxfusion.data.images import read_image, resize_image
 from jaxfusion.data.messages import Image, Sample
@@ -32,6 +42,9 @@ from jaxfusion.text.tokenizer import Tokenizer
 # How many samples wait to be put in a row. With twice as many rows are no fuller; they are held in memory, pixels and
 # all, and read again where a run goes on.
 NUM_WAITING = 128
+
+# Of pictures that episodes are made of, which are read again and again: small data are read once.
+KEPT_BYTES = 2**26
 
 # So many records tell how many images there are to a row's text.
 LOOKED_AT = 1000
@@ -74,6 +87,38 @@ def open_dataset(config: DataConfig) -> Dataset:
         parts.append((part, part.labels or labels))
     shares = shares_of((config, *config.others), [len(source) for source in sources], config.temperature)
     return replace(main, train=Mixture(sources, shares), parts=tuple(parts))
+
+
+def with_classes(dataset: Dataset, config: DataConfig, shots: int, bad: BadRecords) -> Dataset:
+    """The data set as episodes are made of it: records with their classes, and to train on those of known ones alone.
+
+    shots: examples of each class in held-out episodes, at most.
+    Raises UserError where the data have no classes, too few of them, or too few records of one.
+    """
+    if config.task != "classify" or config.others or config.prepared:
+        raise UserError(
+            "config.data.episodes: they are of the task 'classify', of one data set that is not prepared; set ways to "
+            "0, or change config.data.task, others or prepared"
+        )
+    if len(config.episodes.names) < config.episodes.ways:
+        raise UserError(
+            f"config.data.episodes.names: {len(config.episodes.names)} of them, and {config.episodes.ways} classes in "
+            "an episode; add names"
+        )
+    known, new = known_and_new(dataset.labels, config.episodes)
+    train = by_class(dataset.train, config, dataset.labels, bad).only(known)
+    check_numbers(train, known, dataset.labels, most_of_a_class(config.episodes), "config.data.episodes.shots")
+    test = by_class(dataset.test, config, dataset.labels, bad)
+    check_numbers(test, [*known, *new], dataset.labels, shots + 1, "config.evaluate.shots")
+    return replace(dataset, train=train, test=test)
+
+
+def held_out(dataset: Dataset, reader: "Reader", shots: Sequence[int], limit: int) -> dict[int, list[Sample]]:
+    """Episodes of the held-out split, always the same, by how many examples of each class they have; limit 0: as many
+    as there are records. A picture is read once for all."""
+    config, first = reader.data.episodes, lru_cache(None)(reader.first)
+    known, new = known_and_new(dataset.labels, config)
+    return {number: held_out_episodes(dataset.test, known, new, config, number, first, limit) for number in shots}
 
 
 def check_lookup(data: DataConfig, model: ModelConfig) -> None:
@@ -134,6 +179,10 @@ class Reader:
         except RecordError as error:
             self.bad.leave_out(error)
             return []
+
+    def first(self, source: Sequence[Any], place: int) -> Sample | None:
+        """The first sample of a source's record; None where the record is left out."""
+        return next(iter(self.read(source, place)), None)
 
     def samples(self, record: Any, part: int | None = None, *, decode: bool = True) -> list[Sample]:
         """part: of a mixture, that the record is of. decode: False puts something without pixels in the pictures'
@@ -256,12 +305,25 @@ def _segments(
         _check_fit(sample.id, segment, reader)
         return segment
 
+    def first(source: Sequence[Any], place: int) -> Sample | None:
+        return next(iter(reader.read(source, place, decode=decode)), None)
+
+    if isinstance(source, ByClass) and not reader.data.num_workers:  # an episode has many pictures
+        first = lru_cache(KEPT_BYTES // (3 * getattr(reader.model.vision, "image_size", 1) ** 2))(first)
+
+    def compose(place: int, rng: np.random.Generator) -> Segment:
+        sample = training_episode(source, place, reader.data.episodes, first, rng)
+        segment = tokenise(sample, tokenizer, layout)
+        _check_fit(sample.id, segment, reader)
+        return segment
+
     def draw(place: int, rng: np.random.Generator) -> Segment:
         name, segment = source[place].draw(rng)
         _check_fit(name, segment, reader)
         return segment
 
-    return visits_of(source, seed).random_map(draw if isinstance(source, Prepared) else choose)
+    make = draw if isinstance(source, Prepared) else compose if isinstance(source, ByClass) else choose
+    return visits_of(source, seed).random_map(make)
 
 
 def _good_samples(

@@ -1,6 +1,7 @@
 """What a task makes of a record: a conversation whose messages mix text and images."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ Part = str | Image | Masked
 class Message:
     role: Literal["user", "assistant", "system"]  # the last where a checkpoint's chat template knows of it
     parts: tuple[Part, ...]
+    learned: bool = True  # of an answer: False, where it is an example that is given and carries no loss
 
     @property
     def images(self) -> list[Image]:
@@ -89,6 +91,16 @@ class Sample:
 
 def ask(*parts: Any) -> Message:
     return Message("user", parts)
+
+
+def with_examples(messages: Sequence[Message], examples: Iterable[Sequence[Message]]) -> tuple[Message, ...]:
+    """A conversation behind others that are solved: their answers are given, and carry no loss."""
+    given = (
+        replace(message, learned=False) if message.role == "assistant" else message
+        for example in examples
+        for message in example
+    )
+    return (*given, *messages)
 
 
 def answer(*parts: Any) -> Message:

@@ -84,7 +84,7 @@ def _fill(record: Record, images: tuple[Image, ...], language: str, config: Data
 def _classify(
     record: Record, images: tuple[Image, ...], language: str, config: DataConfig, labels: list[str]
 ) -> list[Sample]:
-    label = _class(record, config, labels)
+    label = class_of(record, config, labels)
     text = ""
     if "text" in record and "text" in config.modalities:  # a data set of pictures alone has none
         text = prepare_text(_text(record, "text", config), language, config)
@@ -93,7 +93,8 @@ def _classify(
     return [Sample(name_of(record, config), language, (ask(*images, text), answer(labels[label])), label)]
 
 
-def _class(record: Record, config: DataConfig, labels: list[str]) -> int:
+def class_of(record: Record, config: DataConfig, labels: Sequence[str]) -> int:
+    """The number of the record's class. Raises RecordError where it has none of those that there are."""
     value = _field(record, config.label, config)
     if isinstance(value, str) and value in labels:
         return labels.index(value)

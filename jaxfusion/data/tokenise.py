@@ -2,6 +2,7 @@
 
 language model      <bos> [image ...] question <sep> answer <eos>, or as the checkpoint's chat template has it; a prompt
                     to a checkpoint that has none, and that no run has trained, is the text alone
+examples            the same for each, one after the other; loss is on answers that are to be learned
 a video's frames    <bos> 0.0s [image] 0.5s [image] ...       where their times are known and told
 a document of text  <bos> text <eos>, all of it learned, whatever the template
 token classifier    <bos> text with <mask>s <eos>             targets: the text without masks
@@ -104,13 +105,14 @@ def tokenise_prompt(messages: tuple[Message, ...], tokenizer: Tokenizer, layout:
 
 
 def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, layout: Layout) -> Segment:
-    """User and assistant in turn; None stands for the answer that is not there yet. Loss is on answers alone."""
+    """User and assistant in turn; None stands for the answer that is not there yet. Loss is on answers alone, and not
+    on those of examples that are given."""
     said = [message for message in messages if message is not None]
     images = [image.value for message in said for image in message.images]
     if len(messages) == len(said) == 1:
         tokens, learned = _document(said[0], tokenizer)
-    elif tokenizer.prefix is not None and len(messages) == 2 and messages[1] is None:
-        tokens, learned = _bare(said[0], tokenizer, layout)
+    elif tokenizer.prefix is not None and messages[-1] is None and not any(_is_learned(m) for m in said):
+        tokens, learned = _bare(said, tokenizer, layout)
     elif tokenizer.chat_template is None:
         tokens, learned = _fixed(said, tokenizer, layout)
     else:
@@ -127,9 +129,20 @@ def _conversation(messages: tuple[Message | None, ...], tokenizer: Tokenizer, la
     )
 
 
-def _bare(message: Message, tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
-    """For a model to go on with, as transformers would ask it."""
-    ids, hidden = _parts(message.told, tokenizer, layout)
+def _is_learned(message: Message) -> bool:
+    return message.role == "assistant" and message.learned
+
+
+def _bare(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) -> chat.LaidOut:
+    """For a model to go on with, as transformers would ask it: the text alone, behind examples that end with an empty
+    line each, their answers a space after the questions."""
+    parts: list[Part] = []
+    for message in messages:
+        new = [" ", *message.told, "\n\n"] if message.role == "assistant" else message.told
+        for part in new:  # texts that touch are one: where they are cut tells nothing
+            touch = len(messages) > 1 and parts and isinstance(part, str) and isinstance(parts[-1], str)
+            parts[-1:] = [parts[-1] + part] if touch else [*parts[-1:], part]
+    ids, hidden = _parts(tuple(parts), tokenizer, layout)
     tokens = [*tokenizer.prefix, *chat.hide(ids, hidden, tokenizer)] or [tokenizer.bos_id]
     return chat.LaidOut(np.array(tokens, np.int32), np.zeros(len(tokens), bool))
 
@@ -145,7 +158,7 @@ def _fixed(messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout) ->
         ids, hidden = _parts(message.told, tokenizer, layout)
         is_answer = message.role == "assistant"
         tokens += [*chat.hide(ids, hidden, tokenizer), tokenizer.eos_id if is_answer else tokenizer.sep_id]
-        learned += [is_answer] * len(ids) + [is_answer]
+        learned += [is_answer and message.learned] * (len(ids) + 1)
     return chat.LaidOut(np.array(tokens, np.int32), np.array(learned))
 
 

@@ -1,7 +1,7 @@
 """Evaluation on held-out samples: test loss and accuracy, and what the model says against what is true."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,8 @@ from jaxfusion.training.cross_entropy import LossSums, logits_loss
 class Evaluation:
     """metrics: names to numbers, the headline first. intervals: of 95 %, for those metrics that have one.
     predictions: one text a sample, beside `samples`. references: all that are right, in the form that is compared.
-    confusion: counts by true and predicted class, for classification."""
+    confusion: counts by true and predicted class, for classification. shots: of each sample, behind how many examples
+    it was asked, where these were counted."""
 
     metrics: dict[str, float]
     intervals: dict[str, Interval]
@@ -43,6 +44,7 @@ class Evaluation:
     predictions: list[str]
     references: list[tuple[str, ...]]
     confusion: np.ndarray | None = None
+    shots: list[int] = field(default_factory=list)
 
 
 def sampling_of(config: GenerateConfig) -> Sampling | Beams:
@@ -50,15 +52,15 @@ def sampling_of(config: GenerateConfig) -> Sampling | Beams:
     if config.max_new_tokens < 1:
         raise UserError(f"config.generate.max_new_tokens: {config.max_new_tokens} was given; an answer has 1 at least")
     try:
-        sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
+        sampling = Sampling(**{own.name: getattr(config, own.name) for own in fields(Sampling)})
     except UserError as error:
         raise UserError(f"config.generate.{error}") from None
     if config.num_beams == 1:
         return sampling
-    for field in fields(Sampling):
-        if getattr(sampling, field.name) != field.default:
+    for own in fields(Sampling):
+        if getattr(sampling, own.name) != own.default:
             raise UserError(
-                f"config.generate.{field.name}: beams are not sampled; leave it at {field.default}, "
+                f"config.generate.{own.name}: beams are not sampled; leave it at {own.default}, "
                 "or set config.generate.num_beams to 1"
             )
     return Beams(num_beams=config.num_beams, length_penalty=config.length_penalty)

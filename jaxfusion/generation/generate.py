@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from jaxfusion.batch import Batch
 from jaxfusion.config.run import CacheDtype
-from jaxfusion.data.messages import Image, Message
+from jaxfusion.data.messages import Image, Message, answer, ask, with_examples
 from jaxfusion.data.packing import pack
 from jaxfusion.data.tokenise import Layout, Segment, tokenise_prompt
 from jaxfusion.data.video import Video
@@ -33,6 +33,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     stop: Sequence[str] = (),
     cache_dtype: CacheDtype = "compute",
+    examples: Sequence[tuple[Any, str]] = (),
 ) -> list[str]:
     """The model's answer to each prompt.
 
@@ -45,12 +46,17 @@ def generate(
     seed:    of what is drawn: one for all, of which each prompt's place makes its own, or one a prompt.
     stop:    texts before the first of which an answer ends.
     cache_dtype: of keys and values: "compute", the model's own; or "bfloat16" or "int8", which take less memory.
+    examples: solved ones, which stand before each prompt and are asked as it is: images as for one, and the answer.
     Raises UserError for an unreadable image, a token that the model's table lacks, or a prompt longer than its context.
     """
     check_prompts(model, prompts)
     if not prompts:
         return []
-    messages = [(message,) for message in user_messages(model, prompts, images)]
+    solved = [(_seen(model, entry), text) for entry, text in examples]
+    messages = [
+        with_examples((message,), [(ask(*seen, prompt), answer(text)) for seen, text in solved])
+        for prompt, message in zip(prompts, user_messages(model, prompts, images), strict=True)
+    ]
     settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
     return answer_messages(model, params, messages, cache_dtype=cache_dtype, **settings)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.data.messages import Image, Masked, Sample, answer, ask, with_examples
 from jaxfusion.data.tokenise import Layout, tokenise, tokenise_prompt
 from jaxfusion.errors import UserError
 from jaxfusion.text.pretrained import load_tokenizer
@@ -91,6 +91,17 @@ def test_loss_is_on_replies_with_their_end_of_turn(tokenizers, references, name,
     assert segment.targets[:-1].tolist() == segment.tokens[1:].tolist()
     first = int(segment.prompt_mask.sum())
     assert segment.prompt_mask.tolist() == [True] * first + [False] * (len(segment.tokens) - first)
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_examples_are_turns_of_which_nothing_is_learned(tokenizers, name):
+    example, own = (ask("what is there?"), answer("a large red 3")), (ask("and here?"), answer("a blue 5"))
+    shown = tokenise(sample(*with_examples(own, [example])), tokenizers[name], TEXT)
+    talk = tokenise(sample(*example, *own), tokenizers[name], TEXT)
+    assert shown.tokens.tolist() == talk.tokens.tolist()
+    learned = np.flatnonzero(shown.loss_weights)
+    assert 0 < len(learned) < talk.loss_weights.sum() and (np.diff(learned) == 1).all()
+    assert talk.loss_weights[learned].all() and learned[-1] == np.flatnonzero(talk.loss_weights)[-1]
 
 
 @pytest.mark.parametrize("name", list(BUILDERS))

@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from jaxfusion.config import Config, from_dict
-from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.data.messages import Image, Masked, Sample, answer, ask, with_examples
 from jaxfusion.data.tokenise import Layout, pieces, tokenise, tokenise_prompt
 from jaxfusion.errors import UserError
 from jaxfusion.text.pretrained import load_tokenizer
@@ -36,6 +36,19 @@ def test_a_conversation_carries_loss_on_its_answers_alone(tokenizer):
     assert segment.prompt_mask.tolist() == [True] * 5 + [False] * 7
     assert segment.visual_index.tolist() == [-1, 0, 1] + [-1] * 9
     assert len(segment.images) == 1
+
+
+def test_examples_are_read_and_carry_no_loss(tokenizer):
+    layout, own = Layout(1, "place", "next"), (ask(Image(PIXELS), "r"), answer("c"))
+    messages = with_examples(own, [(ask(Image(PIXELS), "q"), answer("ab"))])
+    segment = tokenise(Sample("0", "en", messages), tokenizer, layout)
+    a, b, c, q, r = (one(tokenizer, letter) for letter in "abcqr")
+    image, sep, eos, bos = (getattr(tokenizer, f"{n}_id") for n in ("image", "sep", "eos", "bos"))
+    assert segment.tokens.tolist() == [bos, image, q, sep, a, b, eos, image, r, sep, c, eos]
+    assert segment.loss_weights.tolist() == [0] * 9 + [1, 1, 0]
+    assert segment.prompt_mask.tolist() == [True] * 10 + [False] * 2  # a prefix, where attention is in both directions
+    prompt = tokenise_prompt(messages[:-1], tokenizer, layout)
+    assert prompt.tokens.tolist() == segment.tokens[:10].tolist() and prompt.prompt_mask.all()
 
 
 @pytest.mark.parametrize(("letters", "sizes"), [(6, [8]), (7, [8]), (8, [8, 2]), (15, [8, 8]), (16, [8, 8, 2])])
@@ -113,3 +126,12 @@ def test_checkpoints_without_a_chat_template_have_the_fixed_layout(tmp_path):
     assert segment.targets.tolist() == theirs("is it there?")["input_ids"]
     hidden = segment.tokens == theirs.mask_token_id
     assert segment.targets[hidden].tolist() == bert.encode("there")
+
+
+def test_a_checkpoint_that_has_learned_no_layout_reads_examples_as_text(tmp_path):
+    gpt2 = load_tokenizer(checkpoint_tokenizers.gpt2(tmp_path / "gpt2"), checkpoint_tokenizers.seeing(), bare=True)
+    messages = with_examples((ask(Image(PIXELS), "Is it?"),), [(ask(Image(PIXELS), "Is it?"), answer("no"))])
+    prompt = tokenise_prompt(messages, gpt2, Layout(2, "place", "next"))
+    images = [gpt2.image_id] * 2
+    tokens = [*gpt2.prefix, *images, *gpt2.encode("Is it? no\n\n"), *images, *gpt2.encode("Is it?")]
+    assert prompt.tokens.tolist() == tokens

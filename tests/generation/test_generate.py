@@ -7,8 +7,11 @@ from PIL import Image
 
 import jaxfusion
 from jaxfusion.config import Config, from_dict
+from jaxfusion.data.messages import Image as ImagePart
+from jaxfusion.data.messages import answer, ask
 from jaxfusion.errors import UserError
 from jaxfusion.generation.classify import classify
+from jaxfusion.generation.generate import answer_messages
 from jaxfusion.text.trained import TrainedTokenizer
 
 VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
@@ -63,3 +66,17 @@ def test_a_classifier_names_the_most_probable_class():
     alone = [classify(model, params, [t], [p], labels=labels)[0] for t, p in zip(texts, pixels, strict=True)]
     assert together == alone
     assert set(together) <= set(labels)
+
+
+def test_examples_are_a_conversation_before_each_prompt(tmp_path):
+    decoder = {"kind": "transformer", "num_layers": 1, "num_heads": 2}
+    generator = make(decoder, projector={"kind": "linear", "pool": "mean"})
+    rng = np.random.default_rng(0)
+    a, b, q = (rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3))
+    Image.fromarray(a).save(tmp_path / "a.png")
+    examples = [(tmp_path / "a.png", "a dax"), ([b, a], "a wug")]
+    found = jaxfusion.generate(*generator, ["it?"], [q], examples=examples, max_new_tokens=5)
+    seen = [ImagePart(pixels) for pixels in (a, b, a, q)]
+    talk = (ask(seen[0], "it?"), answer("a dax"), ask(*seen[1:3], "it?"), answer("a wug"), ask(seen[3], "it?"))
+    assert found == answer_messages(*generator, [talk], max_new_tokens=5)
+    assert found != jaxfusion.generate(*generator, ["it?"], [q], max_new_tokens=5)

@@ -25,6 +25,7 @@ BUILTIN = {
     "digit_scenes": "jaxfusion.data.builtin.digit_scenes:DigitScenes",
     "moving_digits": "jaxfusion.data.builtin.moving_digits:MovingDigits",
     "restaurant_reviews": "jaxfusion.data.builtin.restaurant_reviews:RestaurantReviews",
+    "written_signs": "jaxfusion.data.builtin.written_signs:WrittenSigns",
 }
 
 

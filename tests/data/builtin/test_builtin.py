@@ -10,7 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from jaxfusion.data.builtin import BUILTIN, builder, digit_scenes, moving_digits, prepare, restaurant_reviews
+from jaxfusion.data.builtin import (
+    BUILTIN,
+    builder,
+    digit_scenes,
+    moving_digits,
+    prepare,
+    restaurant_reviews,
+    written_signs,
+)
 from jaxfusion.data.images import read_image
 from jaxfusion.errors import UserError
 
@@ -42,6 +50,9 @@ def small(monkeypatch):
     for module in (moving_digits, restaurant_reviews):
         for split in module.SPLITS:
             monkeypatch.setitem(module.SPLITS, split, 12)
+    monkeypatch.setattr(written_signs, "NUM_SIGNS", 3)
+    for split in written_signs.SPLITS:
+        monkeypatch.setitem(written_signs.SPLITS, split, 4)
 
 
 def plain(value):
@@ -57,7 +68,12 @@ def plain(value):
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("digit_scenes", digit_scenes), ("moving_digits", moving_digits), ("restaurant_reviews", restaurant_reviews)],
+    [
+        ("digit_scenes", digit_scenes),
+        ("moving_digits", moving_digits),
+        ("restaurant_reviews", restaurant_reviews),
+        ("written_signs", written_signs),
+    ],
 )
 @pytest.mark.usefixtures("small")
 def test_records_come_back_as_they_were_made(name, module, tmp_path):
