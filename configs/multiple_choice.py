@@ -8,6 +8,7 @@ def get_config():
     config.data.name = "digit_choices"
     config.data.task = "question_answer"
     config.data.languages = ("en", "zh")
+    config.data.others = ({"name": "digit_scenes", "task": "question_answer"},)  # where an answer is what is seen, too
     config.data.row_length = 176  # the picture, four questions with four choices each, and the letters
 
     config.model.width = 128
@@ -15,10 +16,10 @@ def get_config():
     config.model.vision = "vgg-tiny"
     config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 2 x 2 visual tokens, a digit each
     config.model.fusion = "place"
-    config.model.decoder.num_layers = 3
+    config.model.decoder.num_layers = 4
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 2000
+    config.train.num_steps = 1500
     config.train.batch_size = 32
     config.train.learning_rate = 1e-3
 

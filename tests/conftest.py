@@ -59,8 +59,16 @@ install_import_hook(["jaxfusion.batch", "jaxfusion.config", "jaxfusion.models"],
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with the first few records of each built-in data set."""
-    from jaxfusion.data.builtin import BUILTIN, digit_choices, digit_dialogues, digit_scenes, guest_reviews, prepare
-    from jaxfusion.data.builtin import moving_digits, restaurant_reviews
+    from jaxfusion.data.builtin import (
+        BUILTIN,
+        digit_choices,
+        digit_dialogues,
+        digit_scenes,
+        guest_reviews,
+        moving_digits,
+        prepare,
+        restaurant_reviews,
+    )
 
     data_dir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:

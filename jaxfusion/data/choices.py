@@ -10,7 +10,7 @@ from jaxfusion.errors import UserError
 
 LETTERS = string.ascii_uppercase
 
-# A letter alone, in brackets, or with a mark behind it and maybe the choice's text: "B", "(b)", "B.", "B) red", "B：红色".
+# A letter alone, in brackets, or with a mark behind it and maybe the choice's text: "B", "(b)", "B.", "B) red".
 SAID = re.compile(r"[(（\[]?([A-Za-z])(?:\s*[)）\].:：、．,，]|\s*$)")
 
 
@@ -46,8 +46,7 @@ def right_letter(right: Any, choices: Sequence[str]) -> str:
 
 
 def letter_said(text: str, choices: Sequence[str]) -> str:
-    """The letter that an answer gives, whatever stands around it, or that of the choice whose text it is; "" if neither.
-    """
+    """The letter that an answer gives, whatever is around it, or that of the choice whose text it is; "" if neither."""
     said = text.strip()
     if said in choices:
         return LETTERS[choices.index(said)]

@@ -11,7 +11,8 @@ from jaxfusion.errors import RecordError, UserError
 
 Record = Mapping[str, Any]
 
-# What fields may be called, first to last, each with the language behind it (`caption_en`) before it counts without. XSum has a document and its summary, CNN/DailyMail an article and its highlights.
+# What fields may be called, first to last, each with the language behind it (`caption_en`) before it counts without.
+# XSum has a document and its summary, CNN/DailyMail an article and its highlights.
 NAMES = {
     "caption": ("caption", "captions", "text"),
     "questions": ("questions", "question"),

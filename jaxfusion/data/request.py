@@ -19,8 +19,7 @@ PLACEHOLDER = re.compile(r"\{(\w*)\}")
 def request(text: str, config: DataConfig) -> tuple[str, ...]:
     """The text of a request, as parts of a message: none, where there is nothing to say.
 
-    text: what the task asks: a question with its choices, a document, ...; as people wrote it, so that braces in it mean
-          nothing.
+    text: what the task asks: a question with its choices, a document, ... Braces in it mean nothing.
     """
     said = PLACEHOLDER.sub(lambda _: text, config.prompt) if config.prompt else text
     return (said,) if said else ()

@@ -118,7 +118,9 @@ def _classify(
         text = prepare_text(one_text(record, name, config), language, config)
     elif name not in record and not images and record.get("images") == []:
         raise bad(record, config, f"it has neither picture nor text, of which the task {config.task!r} reads one")
-    return [Sample(name_of(record, config), language, (ask(*images, *request(text, config)), answer(labels[label])), label)]
+    return [
+        Sample(name_of(record, config), language, (ask(*images, *request(text, config)), answer(labels[label])), label)
+    ]
 
 
 def _class(record: Record, config: DataConfig, labels: list[str]) -> int:

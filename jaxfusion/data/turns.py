@@ -41,7 +41,9 @@ class Place:
 def rows_of(turns: Any) -> Any:
     """Turns that a data set keeps by columns, {"from": [...], "value": [...]}, as TFDS does, one by one; others as they
     are. Raises UserError where columns are not equally long, or not UTF-8."""
-    if not isinstance(turns, dict) or not all(isinstance(column, list | tuple | np.ndarray) for column in turns.values()):
+    if not isinstance(turns, dict) or not all(
+        isinstance(column, list | tuple | np.ndarray) for column in turns.values()
+    ):
         return turns
     try:
         columns = {

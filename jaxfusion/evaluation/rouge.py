@@ -1,4 +1,4 @@
-"""ROUGE of summaries, as the `rouge_score` package defines it: F-scores of n-grams and of the longest common subsequence.
+"""ROUGE of summaries, as the `rouge_score` package has it: F-scores of n-grams and of the longest common subsequence.
 
 Captions' `rouge_l` is another one: COCO's, which weighs recall more and takes precision and recall of different
 references (`jaxfusion.evaluation.captions`).
@@ -18,8 +18,8 @@ NAMES = ("rouge_l", "rouge_1", "rouge_2")
 def rouge(
     prediction: str, references: Sequence[str], tokenise: Callable[[str], Words] = plain_words
 ) -> dict[str, float]:
-    """`rouge_l`, `rouge_1` and `rouge_2` of one summary (Lin 2004): of each, the F-score with the reference that it fits
-    best. Words are not stemmed, and `rouge_l` takes a text as one sentence.
+    """`rouge_l`, `rouge_1` and `rouge_2` of one summary (Lin 2004): of each, the F-score with the reference that it
+    fits best. Words are not stemmed, and `rouge_l` takes a text as one sentence.
 
     tokenise: a text's words; for Chinese `chinese_characters`.
     """

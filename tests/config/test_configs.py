@@ -25,7 +25,9 @@ def test_samples_fit_the_rows_and_answers_the_context(path, small_data, tmp_path
     config = read_config(path, {})
     assert config.data.name in BUILTIN
     config = replace(config, data=replace(config.data, data_dir=str(small_data)))
-    experiment = open_experiment(config, tmp_path)  # which looks at the first samples of training, and refuses long ones
+    experiment = open_experiment(
+        config, tmp_path
+    )  # which looks at the first samples of training, and refuses long ones
     samples = held_out_samples(experiment.dataset.test, experiment.reader, 0)
     assert {sample.group for sample in samples} == set(config.data.languages)
     room = experiment.config.model.text_embedding.max_positions - config.generate.max_new_tokens

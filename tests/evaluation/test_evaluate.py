@@ -104,7 +104,7 @@ def test_classes_that_are_generated_are_counted_and_what_is_none_of_them():
     config, model, params = experiment("classify", {"kind": "transformer", "num_layers": 1, "num_heads": 2})
     given = [dataclasses.replace(s, messages=(s.messages[0], answer(LABELS[s.label]))) for s in samples()]
     said = evaluate(config, model, params, given, LABELS)
-    assert list(said.metrics)[0] == "class_accuracy" and "macro_f1" in said.metrics
+    assert next(iter(said.metrics)) == "class_accuracy" and "macro_f1" in said.metrics
     assert said.confusion.tolist() == [[0, 0, 3], [0, 0, 3]]  # nothing is learned, so it says no class at all
     names = ["no", said.predictions[0]]  # as if the second class were called what it says of the first sample
     renamed = [dataclasses.replace(s, messages=(s.messages[0], answer(names[s.label]))) for s in given]

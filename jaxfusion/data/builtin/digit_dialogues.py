@@ -51,8 +51,8 @@ Exchange = tuple[str, str]  # a question and its answer
 def converse(digits: Sequence[SceneDigit], rng: np.random.Generator) -> tuple[list[Exchange], list[Exchange]]:
     """A conversation about two digits at least, of three to five questions, in English and in Chinese.
 
-    A question asks another thing of the digit that is spoken of, or moves on to a neighbour and leaves open what of it is
-    asked, which is the same as before. None asks what was answered already.
+    A question asks another thing of the digit that is spoken of, or moves on to a neighbour and leaves open what of it
+    is asked, which is the same as before. None asks what was answered already.
     """
     at = {divmod(d.quadrant, 2): d for d in digits}
     place, asked = list(at)[rng.integers(len(at))], list(ASKED)[rng.integers(len(ASKED))]

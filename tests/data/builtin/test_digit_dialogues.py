@@ -64,5 +64,7 @@ def test_only_the_first_question_names_a_place_and_none_comes_twice(talks):
 def test_a_record_is_a_scene_and_its_turns():
     first, again, other = make_record("test", 5), make_record("test", 5), make_record("validation", 5)
     assert first == again != other
-    assert [turn["from"] for turn in first["conversations_en"]] == ["human", "gpt"] * (len(first["conversations_en"]) // 2)
+    assert [turn["from"] for turn in first["conversations_en"]] == ["human", "gpt"] * (
+        len(first["conversations_en"]) // 2
+    )
     assert turns_of([("a?", "b")]) == [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}]
