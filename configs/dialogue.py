@@ -10,7 +10,7 @@ def get_config():
     config.data.languages = ("en", "zh")
     config.data.row_length = 64  # the picture, five questions and their answers
 
-    config.model.width = 128
+    config.model.width = 96
     config.model.text_embedding.max_positions = 80
     config.model.vision = "vgg-tiny"
     config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 2 x 2 visual tokens, a digit each
@@ -18,9 +18,9 @@ def get_config():
     config.model.decoder.num_layers = 3
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 2000
+    config.train.num_steps = 1200
     config.train.batch_size = 32
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 2e-3
 
     config.evaluate.num_examples = 2000  # both languages of 1,000 conversations; the last answer of each
     config.generate.max_new_tokens = 8

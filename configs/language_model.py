@@ -19,8 +19,8 @@ def get_config():
     config.model.decoder.num_layers = 2
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 600
-    config.train.batch_size = 16
+    config.train.num_steps = 400
+    config.train.batch_size = 12
     config.train.learning_rate = 2e-3
 
     config.generate.max_new_tokens = 64

@@ -9,18 +9,19 @@ def get_config():
     config.data.task = "question_answer"
     config.data.languages = ("en", "zh")
     config.data.others = ({"name": "digit_scenes", "task": "question_answer"},)  # where an answer is what is seen, too
-    config.data.row_length = 176  # the picture, four questions with four choices each, and the letters
+    config.data.packing = "best-fit"
+    config.data.row_length = 336  # two pictures or three, each with four questions, their choices and the letters
 
-    config.model.width = 128
+    config.model.width = 96
     config.model.text_embedding.max_positions = 192
     config.model.vision = "vgg-tiny"
     config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 2 x 2 visual tokens, a digit each
     config.model.fusion = "place"
-    config.model.decoder.num_layers = 4
+    config.model.decoder.num_layers = 3
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 1500
-    config.train.batch_size = 32
+    config.train.num_steps = 1200
+    config.train.batch_size = 12
     config.train.learning_rate = 1e-3
 
     config.evaluate.num_examples = 2000
