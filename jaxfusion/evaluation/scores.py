@@ -52,8 +52,10 @@ def score(
     places = {"": list(range(len(answered.samples)))}
     if len(groups) > 1:
         places |= {g: [i for i in places[""] if answered.samples[i].group == g] for g in groups}
-    asked = scores.headline not in more
-    tables = {group: _statistics(scores, answered.at(chosen)) if asked else {} for group, chosen in places.items()}
+    if scores.headline in more:
+        tables = {group: {scores.headline: more[scores.headline].at(chosen)} for group, chosen in places.items()}
+    else:
+        tables = {group: _statistics(scores, answered.at(chosen)) for group, chosen in places.items()}
     names = dict.fromkeys([scores.headline, *(name for table in tables.values() for name in table), *more])
     tables[""] |= more
     numbers = [sample.record for sample in answered.samples]

@@ -73,10 +73,13 @@ def test_summaries_by_rouge_and_to_the_letter_in_each_language():
 
 
 def test_of_documents_nothing_is_asked():
-    more = {"test_loss": mean_of([1.0, 2.0]), "perplexity": perplexity_statistic([1.0, 2.0], [1, 1])}
-    found, ends = score("text", answered(["", ""], [["a"], ["b"]], ["en", "zh"]), more)
-    assert list(found) == ["perplexity", "test_loss"]
-    assert found == pytest.approx({"perplexity": np.exp(1.5), "test_loss": 1.5}) and ends.keys() == found.keys()
+    losses = [1.0, 2.0, 3.0, 0.0]
+    more = {"test_loss": mean_of(losses), "perplexity": perplexity_statistic(losses, [1] * 4)}
+    texts = answered([""] * 4, [["a"]] * 4, ["en", "zh"], records=[0, 0, 1, 1])
+    found, ends = score("text", texts, more)
+    assert list(found) == ["perplexity", "perplexity_en", "perplexity_zh", "test_loss"]
+    values = {"perplexity": np.exp(1.5), "perplexity_en": np.exp(2), "perplexity_zh": np.exp(1), "test_loss": 1.5}
+    assert found == pytest.approx(values) and ends.keys() == found.keys() - {"perplexity", "test_loss"}  # these agree
 
 
 def test_what_is_no_class_is_a_miss_and_no_class_more():
