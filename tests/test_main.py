@@ -106,16 +106,13 @@ def test_evaluate_and_generate_work_on_the_workdir(run, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
-def test_a_run_on_texts_alone_goes_on_with_a_prompt(small_data, tmp_path, capsys):
+def test_a_run_on_texts_alone_goes_on_with_a_prompt(small_data, tmp_path):
     config, workdir = str(REPOSITORY / "configs" / "language_model.py"), str(tmp_path / "texts")
     sizes = [option for option in TINY if "vision" not in option]
     options = ["--config", config, "--workdir", workdir, f"--config.data.data_dir={small_data}", *sizes]
-    assert main([*options, "--config.data.row_length=96"]) == 0
+    assert main([*options, "--config.data.row_length=96", "--config.data.packing=none"]) == 0
     record = json.loads((tmp_path / "texts" / "evaluation.json").read_text())
-    assert next(iter(record["metrics"])) == "perplexity"
-    capsys.readouterr()
-    assert main(["--mode", "generate", "--workdir", workdir, "--prompt", "Anna: The "]) == 0
-    assert capsys.readouterr().out.endswith("\n")
+    assert list(record["metrics"])[:3] == ["perplexity", "perplexity_en", "perplexity_zh"]
     model, _ = load(workdir)
     ids = prompt_segment(model, (ask("Anna: The "),)).tokens.tolist()
     assert ids == [model.tokenizer.bos_id, *model.tokenizer.encode("Anna: The ")]  # and nothing behind it
