@@ -87,7 +87,7 @@ def _choices(record: Record, name: str, number: int, config: DataConfig) -> list
     """What each of so many questions has to choose from; nothing, where the record offers nothing. A list of texts is
     for each of them."""
     value = record.get(name)
-    if value is None:
+    if value is None or (is_list(value) and not len(value)):
         return [()] * number
     lists = value if is_list(value) and any(map(is_list, value)) else [value] * number
     if len(lists) != number:

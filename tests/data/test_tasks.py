@@ -75,6 +75,8 @@ def test_a_question_with_choices_is_asked_with_letters_and_answered_by_one():
     for_all = {"origin": "x", "questions": ["a?", "b?"], "choices": ["no", "yes"], "answers": [1, "no"]}
     samples = samples_of(for_all, DataConfig(task="question_answer"), None, [])
     assert [(s.prompt, s.reference) for s in samples] == [("a?\nA. no\nB. yes", "B"), ("b?\nA. no\nB. yes", "A")]
+    (free,) = samples_of(record | {"choices": [], "answer": "red"}, DataConfig(task="question_answer"), None, [])
+    assert (free.prompt, free.reference, free.choices) == ("Which?", "red", ())
     for wrong, message in (
         ({"answer": 3}, r"'answer': 3 is no place of 3 choices"),
         ({"answer": "pink"}, r"'answer': 'pink' is none of the 3 choices"),
