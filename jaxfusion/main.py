@@ -242,6 +242,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: it belongs to --input, and none was given; leave it out")
     from jaxfusion.compilation_cache import use_compilation_cache
+    from jaxfusion.data.request import as_asked
     from jaxfusion.data.tasks import prepare_text
     from jaxfusion.evaluation.evaluate import sampling_of
     from jaxfusion.generation.classify import classify
@@ -253,7 +254,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     config, workdir = _trained(args, overrides)
     use_compilation_cache()
     model, params = load_run(workdir)
-    prompts = [prepare_text(args.prompt, config.data.languages[0], config.data)]
+    prompts = [as_asked(prepare_text(args.prompt, config.data.languages[0], config.data), config.data)]
     seen = [*(args.image or ()), *(_frames(args.video, config) if args.video else ())]
     images = [seen] if seen else None
     examples = [_example(text) for text in args.example or ()]

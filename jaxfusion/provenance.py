@@ -38,8 +38,8 @@ DATA = ("name", "train_split", "task", "label", "languages", "modalities", "segm
 
 FILES = ("path", "fields", "labels")
 
-# Of videos; those that are as they are by default count as not there, so that what was prepared before stays good.
-VIDEOS = ("frames", "frame_sampling", "fps", "frame_times")
+# Those that are as they are by default count as not there, so that what was prepared before stays good.
+LATER = ("prompt", "frames", "frame_sampling", "fps", "frame_times")
 
 # What all networks that read pixels count as, where pixels are prepared.
 NETWORK = "any network"
@@ -60,7 +60,7 @@ def settings_of(config: Config, model: Model, num_records: int, store: str) -> d
     default = DataConfig()
     found |= {
         f"config.data.{name}": value
-        for name in VIDEOS
+        for name in LATER
         if (value := getattr(config.data, name)) != getattr(default, name)
     }
     found["the number of records"] = num_records

@@ -187,7 +187,10 @@ def load_run(path: str | Path) -> tuple[Model, Params]:
 
     workdir = Path(path)
     config = read_workdir_config(workdir)
-    model = open_model(config, workdir, open_tokenizer(workdir))
+    tokenizer = open_tokenizer(workdir)
+    if config.data.task == "text" and not config.data.others and tokenizer.chat_template is None:
+        tokenizer.prefix = (tokenizer.bos_id,)  # it has read texts alone, and goes on with a prompt
+    model = open_model(config, workdir, tokenizer)
     trainable, dtype = config.train.trainable, config.train.frozen_dtype
     abstract = jax.eval_shape(lambda rng: store(model, init(model, rng), trainable, dtype), jax.random.key(0))
     return model, restore_params(workdir, abstract, trainable)

@@ -59,15 +59,25 @@ install_import_hook(["jaxfusion.batch", "jaxfusion.config", "jaxfusion.models"],
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with the first few records of each built-in data set."""
-    from jaxfusion.data.builtin import digit_scenes, prepare, restaurant_reviews
+    from jaxfusion.data.builtin import (
+        BUILTIN,
+        digit_choices,
+        digit_dialogues,
+        digit_scenes,
+        guest_reviews,
+        moving_digits,
+        prepare,
+        restaurant_reviews,
+    )
 
     data_dir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         for split, (_, images) in digit_scenes.SPLITS.items():
             patch.setitem(digit_scenes.SPLITS, split, (24, images))
-        for split in restaurant_reviews.SPLITS:
-            patch.setitem(restaurant_reviews.SPLITS, split, 24)
-        for name in ("digit_scenes", "restaurant_reviews"):
+        for module in (digit_choices, digit_dialogues, guest_reviews, moving_digits, restaurant_reviews):
+            for split in module.SPLITS:
+                patch.setitem(module.SPLITS, split, 24)
+        for name in BUILTIN:
             prepare(name, data_dir)
     return data_dir
 

@@ -20,9 +20,11 @@ from PIL import Image
 
 from jaxfusion import generate, load
 from jaxfusion.data.images import read_image
+from jaxfusion.data.messages import ask
 from jaxfusion.data.video import FrameSampling, read_video
 from jaxfusion.errors import UserError
 from jaxfusion.generation.engine import Engine
+from jaxfusion.generation.generate import prompt_segment
 from jaxfusion.main import main
 from jaxfusion.models.int8 import has_int8
 from tests.data.test_video import clip
@@ -104,6 +106,18 @@ def test_evaluate_and_generate_work_on_the_workdir(run, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_a_run_on_texts_alone_goes_on_with_a_prompt(small_data, tmp_path):
+    config, workdir = str(REPOSITORY / "configs" / "language_model.py"), str(tmp_path / "texts")
+    sizes = [option for option in TINY if "vision" not in option]
+    options = ["--config", config, "--workdir", workdir, f"--config.data.data_dir={small_data}", *sizes]
+    assert main([*options, "--config.data.row_length=96", "--config.data.packing=none"]) == 0
+    record = json.loads((tmp_path / "texts" / "evaluation.json").read_text())
+    assert list(record["metrics"])[:3] == ["perplexity", "perplexity_en", "perplexity_zh"]
+    model, _ = load(workdir)
+    ids = prompt_segment(model, (ask("Anna: The "),)).tokens.tolist()
+    assert ids == [model.tokenizer.bos_id, *model.tokenizer.encode("Anna: The ")]  # and nothing behind it
+
+
 def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
     _, options = run
     capsys.readouterr()
@@ -123,6 +137,7 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
             "--config.data.task=classify",
             "record 0 of digit_scenes: there is no field 'label', which the task 'classify' reads",
         ),
+        ("--config.data.prompt={question}", "config.data.prompt: {question} is nothing of the task 'caption'"),
         ("--config.data.row_length=16", "config.data.row_length: "),
         ("--config.data.row_length=100", "config.data.row_length: 100 is more than"),
         ("--config.model.vision=lookup", "config.data.test_split: a lookup table knows"),

@@ -20,6 +20,7 @@ from jaxfusion.config import Config, to_dict
 from jaxfusion.config.run import GenerateConfig
 from jaxfusion.data.frames import frames_of
 from jaxfusion.data.prepared import Setting
+from jaxfusion.data.request import as_asked
 from jaxfusion.data.tasks import prepare_text
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import sampling_of
@@ -104,6 +105,7 @@ class Job:
                 watch=lambda video, times: frames_of(
                     video, times, data, self.model.config, lambda frame: read_images(self.model, frame)[0], "video"
                 ),
+                asked=lambda text: as_asked(text, data),
             )
             segment = prompt_segment(self.model, messages)
         except UserError as error:

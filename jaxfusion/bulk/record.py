@@ -30,6 +30,7 @@ def conversation(
     prepare: Callable[[str], str],
     see: Callable[[Sequence[str | Path | bytes]], Sequence[np.ndarray]],
     watch: Callable[[Any, Any], Sequence[Image]],
+    asked: Callable[[str], str] = lambda text: text,
 ) -> tuple[Message, ...]:
     """The user's and the assistant's messages in turn, the last one the user's.
 
@@ -39,11 +40,12 @@ def conversation(
     prompt:  where the record has none.
     prepare: what becomes of a text before a model reads it. see: what becomes of pictures.
     watch:   gives the frames of a video, which is a file or a list of pictures, with the times of these.
+    asked:   what becomes of a prompt after that, which messages are not put through.
     Raises UserError, by the field's name, for what is not of this form.
     """
     if fields.get("messages") is None:
         text = fields.get("prompt")
-        messages = [Message("user", (prepare(prompt if text is None else text_of(text, "prompt")),))]
+        messages = [Message("user", (asked(prepare(prompt if text is None else text_of(text, "prompt"))),))]
     elif fields.get("prompt") is not None:
         raise UserError("prompt: the record has messages as well; leave one of them out")
     else:

@@ -10,7 +10,7 @@ CacheDtype = Literal["compute", "bfloat16", "int8"]
 Weights = Literal["given", "int8"]
 
 
-Task = Literal["caption", "question_answer", "fill", "classify", "dialogue", "text"]
+Task = Literal["caption", "question_answer", "summarize", "fill", "classify", "dialogue", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class OtherDataConfig:
     data_dir: str = ""
     train_split: str = "train"
     task: Task = "caption"
+    prompt: str = ""
     label: str = "label"
     labels: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
@@ -61,6 +62,9 @@ class DataConfig:
     prepared: str = ""  # a directory that --mode prepare wrote of these data, to train on; "": the data set itself
     data_dir: str = ""  # where prepared data lives; "": TFDS's own default, ~/tensorflow_datasets
     task: Task = "caption"
+    # The request in words: "Describe the picture." for captions; "{question} Answer briefly.", "{text}" to classify or
+    # "Summarise: {document}" put what the task asks in its place. "": nothing but what the task asks.
+    prompt: str = ""
     label: str = "label"  # the field that holds the class, for the task "classify"
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     languages: tuple[Literal["en", "zh"], ...] = ("en",)

@@ -30,6 +30,7 @@ from jaxfusion.data.messages import Image, Sample
 from jaxfusion.data.order import visits_of
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.prepared import Columns, Prepared, columns_of
+from jaxfusion.data.request import check_prompt
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.sources import FORMATS, open_files, open_format, tfds
 from jaxfusion.data.sources.mixture import Mixture, shares_of
@@ -66,6 +67,7 @@ class Dataset:
 def open_dataset(config: DataConfig) -> Dataset:
     """Opens the files of a format, a data set that TFDS has prepared, or a built-in one, which is prepared where it is
     missing; with others beside it, if so set. Raises UserError where it cannot be had."""
+    check_prompt(config, "config.data.prompt")
     train, test, labels = (open_format if config.name in FORMATS else tfds.open_splits)(config)
     main = Dataset(train, test, config.labels or labels)
     if not config.others:
@@ -79,6 +81,7 @@ def open_dataset(config: DataConfig) -> Dataset:
         settings["data_dir"] = other.data_dir or config.data_dir
         part = replace(config, **settings, test_split=other.train_split, others=())
         section = f"config.data.others[{number}]"
+        check_prompt(part, f"{section}.prompt")
         if part.name in FORMATS:
             source, labels = open_files(part, part.path, f"{section}.path", part.labels)
         else:

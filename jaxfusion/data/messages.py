@@ -65,6 +65,7 @@ class Sample:
     label:    the class, where the task is classification.
     answers:  all that people said in the last message's place, where several did: five captions, ten answers. A visit
               learns one of them; evaluation compares with all. The last message then has the one that most gave.
+    choices:  the texts that the last question offers, by letter; the answer is a letter.
     record:   its record's place in the split, where it matters which samples share one.
     """
 
@@ -73,6 +74,7 @@ class Sample:
     messages: tuple[Message, ...]
     label: int | None = None
     answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     record: int | None = None
 
     @property

@@ -1,31 +1,32 @@
 """Tasks: what to make of a record. Each gives all the samples that a record holds in one language.
 
-A task reads fields by name (`caption_en`, `questions_zh`, ...); `prepare_text` is applied to what people wrote. A
-caption, and each of the answers, may be one text or several that are all right.
+A task reads fields by name (`caption_en`, `questions_zh`, ...; `jaxfusion.data.fields`); `prepare_text` is applied to
+what people wrote. A caption, a summary, and each of the answers, may be one text or several that are all right.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxfusion.config.run import DataConfig
+from jaxfusion.data.choices import lettered, right_letter
+from jaxfusion.data.fields import Record, bad, called, field_of, is_list, name_of, one_text, several, texts_of
 from jaxfusion.data.messages import Image, Masked, Message, Sample, answer, ask
+from jaxfusion.data.request import request
 from jaxfusion.data.turns import (
     filled,
     named_no_more,
     parse_conversation,
     parse_messages,
+    rows_of,
     spread,
-    text_of,
     with_pictures_placed,
     without_places,
 )
 from jaxfusion.errors import RecordError, UserError
 from jaxfusion.text.segmentation import remove_stop_words, segment
-
-Record = Mapping[str, Any]
 
 
 def samples_of(
@@ -40,7 +41,7 @@ def samples_of(
     """
     images = pictures if pictures is None else tuple(p if isinstance(p, Image) else Image(p) for p in pictures)
     if config.task in OF_PICTURES and images == ():
-        raise _bad(record, config, f"it has no picture, which the task {config.task!r} reads")
+        raise bad(record, config, f"it has no picture, which the task {config.task!r} reads")
     if config.task != "dialogue":
         images = images or ()
     return [
@@ -51,32 +52,59 @@ def samples_of(
 
 
 def _caption(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
-    captions = _several(record, _name(record, "caption", language, config), config)
-    return [_answered(name_of(record, config), language, ask(*images), captions)]
+    captions = several(record, called(record, "caption", language), config)
+    return [_answered(name_of(record, config), language, ask(*images, *request("", config)), captions)]
 
 
 def _question_answer(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
-    asked, given = (_name(record, name, language, config) for name in ("questions", "answers"))
-    questions = _several(record, asked, config)
-    answers = _field(record, given, config)
-    if given == "answer" or not _is_list(answers) or (len(questions) == 1 and not any(map(_is_list, answers))):
+    asked, given, offered = (called(record, name, language) for name in ("questions", "answers", "choices"))
+    questions = several(record, asked, config)
+    answers = field_of(record, given, config)
+    one = given.removesuffix(f"_{language}") == "answer"
+    if one or not is_list(answers) or (len(questions) == 1 and not any(map(is_list, answers))):
         answers = [answers]  # to a question alone
     if len(answers) != len(questions):
-        raise _bad(record, config, f"{len(questions)} questions and answers to {len(answers)}; give as many")
-    return [
-        _answered(
-            f"{name_of(record, config)}-{i}",
-            language,
-            ask(*images, prepare_text(question, language, config)),
-            _texts(replies, record, given, config),
-        )
-        for i, (question, replies) in enumerate(zip(questions, answers, strict=True))
-    ]
+        raise bad(record, config, f"{len(questions)} questions and answers to {len(answers)}; give as many")
+    choices = _choices(record, offered, len(questions), config)
+    samples = []
+    for i, (question, replies, among) in enumerate(zip(questions, answers, choices, strict=True)):
+        text = prepare_text(question, language, config)
+        if among:
+            text = "\n".join([text, *lettered([prepare_text(choice, language, config) for choice in among])])
+            try:
+                alone = replies[0] if is_list(replies) and len(replies) == 1 else replies
+                right = (right_letter(alone, among),)
+            except UserError as error:
+                raise bad(record, config, f"{given!r}: {error}") from None
+        else:
+            right = texts_of(replies, record, given, config)
+        message = ask(*images, *request(text, config))
+        samples.append(_answered(f"{name_of(record, config)}-{i}", language, message, right, among))
+    return samples
+
+
+def _choices(record: Record, name: str, number: int, config: DataConfig) -> list[tuple[str, ...]]:
+    """What each of so many questions has to choose from; nothing, where the record offers nothing. A list of texts is
+    for each of them."""
+    value = record.get(name)
+    if value is None or (is_list(value) and not len(value)):
+        return [()] * number
+    lists = value if is_list(value) and any(map(is_list, value)) else [value] * number
+    if len(lists) != number:
+        raise bad(record, config, f"{number} questions and {name} to {len(lists)}; give as many")
+    return [texts_of(choices, record, name, config) for choices in lists]
+
+
+def _summarize(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
+    document = one_text(record, called(record, "document", language), config)
+    summaries = several(record, called(record, "summary", language), config)
+    message = ask(*images, *request(prepare_text(document, language, config), config))
+    return [_answered(name_of(record, config), language, message, summaries)]
 
 
 def _fill(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
     """The caption with every word hidden that only the picture can tell: digits, sizes, colours."""
-    caption, *_ = _several(record, _name(record, "caption", language, config), config)
+    caption, *_ = several(record, called(record, "caption", language), config)
     parts = _hide(caption, VISIBLE_ONLY[language])
     return [Sample(name_of(record, config), language, (ask(*images, *parts), answer(caption)))]
 
@@ -85,17 +113,19 @@ def _classify(
     record: Record, images: tuple[Image, ...], language: str, config: DataConfig, labels: list[str]
 ) -> list[Sample]:
     label = class_of(record, config, labels)
-    text = ""
-    if "text" in record and "text" in config.modalities:  # a data set of pictures alone has none
-        text = prepare_text(_text(record, "text", config), language, config)
-    elif "text" not in record and not images and record.get("images") == []:
-        raise _bad(record, config, f"it has neither picture nor text, of which the task {config.task!r} reads one")
-    return [Sample(name_of(record, config), language, (ask(*images, text), answer(labels[label])), label)]
+    text, name = "", called(record, "text", language)
+    if name in record and "text" in config.modalities:  # a data set of pictures alone has none
+        text = prepare_text(one_text(record, name, config), language, config)
+    elif name not in record and not images and record.get("images") == []:
+        raise bad(record, config, f"it has neither picture nor text, of which the task {config.task!r} reads one")
+    return [
+        Sample(name_of(record, config), language, (ask(*images, *request(text, config)), answer(labels[label])), label)
+    ]
 
 
 def class_of(record: Record, config: DataConfig, labels: Sequence[str]) -> int:
     """The number of the record's class. Raises RecordError where it has none of those that there are."""
-    value = _field(record, config.label, config)
+    value = field_of(record, config.label, config)
     if isinstance(value, str) and value in labels:
         return labels.index(value)
     try:
@@ -104,7 +134,7 @@ def class_of(record: Record, config: DataConfig, labels: Sequence[str]) -> int:
         number = -1
     if not 0 <= number < len(labels):
         named = f"; the classes are {', '.join(labels)}" if labels else "; name the classes in config.data.labels"
-        raise _bad(record, config, f"{config.label!r} is {value!r:.40}, which is no class{named}")
+        raise bad(record, config, f"{config.label!r} is {value!r:.40}, which is no class{named}")
     return number
 
 
@@ -115,10 +145,11 @@ def _dialogue(record: Record, images: tuple[Image, ...] | None, language: str, c
         return prepare_text(text, language, config)
 
     try:
-        if record.get("messages") is not None:
-            messages = parse_messages(record["messages"], prepare, ("user", "assistant", "system"))
+        turns, said = (called(record, name, language) for name in ("messages", "conversations"))
+        if record.get(turns) is not None:
+            messages = parse_messages(rows_of(record[turns]), prepare, ("user", "assistant", "system"))
         else:
-            messages = parse_conversation(_field(record, "conversations", config), prepare)
+            messages = parse_conversation(rows_of(field_of(record, said, config)), prepare)
         messages, own = named_no_more(messages), record.get("images") or images or ()
         if record.get("video") is not None:
             if record.get("images"):
@@ -129,28 +160,29 @@ def _dialogue(record: Record, images: tuple[Image, ...] | None, language: str, c
     except RecordError:
         raise
     except UserError as error:
-        raise _bad(record, config, str(error)) from None
+        raise bad(record, config, str(error)) from None
     while placed and placed[-1].role != "assistant":
         placed.pop()
     if not placed:
-        raise _bad(record, config, "nobody answers, so there is nothing to learn; leave it out")
+        raise bad(record, config, "nobody answers, so there is nothing to learn; leave it out")
     if not any(message.role == "user" for message in placed):
-        raise _bad(record, config, "nobody asks before the last answer; take texts by the task 'text'")
+        raise bad(record, config, "nobody asks before the last answer; take texts by the task 'text'")
     messages = without_places(placed) if images is None else filled(placed, images)
     for number, message in enumerate(messages):
         if message.role == "assistant" and not message.text.strip():
-            raise _bad(record, config, f"the answer in turn {number} is empty; correct it")
+            raise bad(record, config, f"the answer in turn {number} is empty; correct it")
     return [Sample(name_of(record, config), language, messages)]
 
 
 def _document(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
-    text = prepare_text(_text(record, "text", config), language, config)
+    text = prepare_text(one_text(record, called(record, "text", language), config), language, config)
     return [Sample(name_of(record, config), language, (answer(text),))]
 
 
 TASKS: dict[str, Callable[..., list[Sample]]] = {
     "caption": _caption,
     "question_answer": _question_answer,
+    "summarize": _summarize,
     "fill": _fill,
     "classify": _classify,
     "dialogue": _dialogue,
@@ -159,13 +191,6 @@ TASKS: dict[str, Callable[..., list[Sample]]] = {
 
 # Tasks that make no sense without a picture, unless pictures are left out on purpose.
 OF_PICTURES = ("caption", "question_answer", "fill")
-
-# What fields may be called, first to last.
-NAMES = {
-    "caption": ("caption_{language}", "caption", "captions", "text"),
-    "questions": ("questions_{language}", "questions", "question"),
-    "answers": ("answers_{language}", "answers", "answer"),
-}
 
 # What the task "fill" hides, in the words of the built-in digit scenes.
 VISIBLE_ONLY = {
@@ -176,8 +201,6 @@ VISIBLE_ONLY = {
 
 def _hide(text: str, words: list[str]) -> list[str | Masked]:
     """Cuts a text around the given words, each of which is masked together with a space before it."""
-    import re
-
     pattern = re.compile(rf"( ?(?:{'|'.join(words)})(?![a-z]))")
     return [Masked(piece) if i % 2 else piece for i, piece in enumerate(pattern.split(text)) if piece]
 
@@ -190,72 +213,9 @@ def prepare_text(text: str, language: str, config: DataConfig) -> str:
     return " ".join(remove_stop_words(words, language) if config.remove_stop_words else words)
 
 
-def _answered(name: str, group: str, message: Message, answers: tuple[str, ...]) -> Sample:
+def _answered(
+    name: str, group: str, message: Message, answers: tuple[str, ...], choices: tuple[str, ...] = ()
+) -> Sample:
     ((most_given, _),) = Counter(answers).most_common(1)  # of those given as often, the first
-    return Sample(name, group, (message, answer(most_given)), answers=answers if len(answers) > 1 else ())
-
-
-def name_of(record: Record, config: DataConfig) -> str:
-    """By which people know the record: the file and line it is from, or its number."""
-    return record["origin"] if "origin" in record else str(int(record["image_id"]))
-
-
-def _name(record: Record, field: str, language: str, config: DataConfig) -> str:
-    """What the record calls a field."""
-    names = [name.format(language=language) for name in NAMES[field]]
-    return next((name for name in names if record.get(name) is not None), names[0])
-
-
-def _field(record: Record, name: str, config: DataConfig) -> Any:
-    if record.get(name) is None:
-        raise _bad(
-            record,
-            config,
-            f"there is no field {name!r}, which the task {config.task!r} reads; its fields are "
-            f"{', '.join(record)}, and config.data.fields may say which to take",
-        )
-    return record[name]
-
-
-def _text(record: Record, name: str, config: DataConfig) -> str:
-    (text,) = _texts([_field(record, name, config)], record, name, config)
-    return text
-
-
-def _several(record: Record, name: str, config: DataConfig) -> tuple[str, ...]:
-    """A field's one text or several."""
-    return _texts(_field(record, name, config), record, name, config)
-
-
-def _texts(value: Any, record: Record, name: str, config: DataConfig) -> tuple[str, ...]:
-    """One text or several, of which there must be one, and none empty."""
-    texts = (value,) if isinstance(value, bytes | str | int | float | np.generic) else value
-    if not _is_list(texts):
-        raise _bad(record, config, f"{name!r} is {value!r:.40} and should be a text; correct it")
-    if not len(texts):
-        raise _bad(record, config, f"nothing is in {name!r}, which the task {config.task!r} reads; give it a text")
-    return tuple(_decoded(text, record, name, config) for text in texts)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple | np.ndarray)
-
-
-def _decoded(value: Any, record: Record, name: str, config: DataConfig) -> str:
-    try:
-        text = value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError as error:
-        raise _bad(record, config, f"{name!r} is not UTF-8 ({error}); correct it") from None
-    if not isinstance(text, str | int | float | np.generic) or isinstance(text, bool):
-        raise _bad(record, config, f"{name!r} holds {value!r:.40} and should be a text; correct it")
-    if not str(text).strip():
-        raise _bad(record, config, f"{name!r} is empty; correct it")
-    try:
-        return text_of(str(text), repr(name))
-    except UserError as error:
-        raise _bad(record, config, str(error)) from None
-
-
-def _bad(record: Record, config: DataConfig, reason: str) -> RecordError:
-    where = record["origin"] if "origin" in record else f"record {name_of(record, config)} of {config.name}"
-    return RecordError(where, reason)
+    several_answers = answers if len(answers) > 1 else ()
+    return Sample(name, group, (message, answer(most_given)), answers=several_answers, choices=choices)

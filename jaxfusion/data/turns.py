@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from jaxfusion.data.messages import Message
 from jaxfusion.errors import UserError
 
@@ -34,6 +36,23 @@ class Place:
     """Where a picture stands in a message. entry: which one; None: the next of the record's own."""
 
     entry: Any = None
+
+
+def rows_of(turns: Any) -> Any:
+    """Turns that a data set keeps by columns, {"from": [...], "value": [...]}, as TFDS does, one by one; others as they
+    are. Raises UserError where columns are not equally long, or not UTF-8."""
+    if not isinstance(turns, dict) or not all(
+        isinstance(column, list | tuple | np.ndarray) for column in turns.values()
+    ):
+        return turns
+    try:
+        columns = {
+            name: [value.decode() if isinstance(value, bytes) else value for value in column]
+            for name, column in turns.items()
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"turns: the columns {', '.join(turns)} are no turns ({error}); correct them") from None
 
 
 def parse_messages(turns: Any, prepare: Prepare, roles: Collection[str]) -> list[Message]:

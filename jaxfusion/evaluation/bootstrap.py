@@ -27,6 +27,10 @@ class Statistic(NamedTuple):
     def value(self) -> float:
         return float(self.of(np.asarray(self.parts.sum(axis=0)).reshape(1, -1))[0])
 
+    def at(self, places: Sequence[int]) -> "Statistic":
+        """Of some of the samples."""
+        return Statistic(self.parts[places], self.of)
+
 
 def mean_of(scores: Sequence[float], weights: Sequence[float] | None = None) -> Statistic:
     """The mean of a score a sample. weights: those to divide by, where a score is itself a sum of so much."""

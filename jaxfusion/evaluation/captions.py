@@ -111,7 +111,7 @@ def _bleu(longest: int) -> Callable[[Float[np.ndarray, "... 10"]], Float[np.ndar
 
 
 def _rouge_l(said: Words, right: Sequence[Words]) -> float:
-    common = [(_common(reference, said), reference) for reference in right]
+    common = [(common_words(reference, said), reference) for reference in right]
     if not said:
         return float(any(not reference for reference in right))
     precision = max(shared for shared, _ in common) / len(said)
@@ -121,7 +121,7 @@ def _rouge_l(said: Words, right: Sequence[Words]) -> float:
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
-def _common(a: Words, b: Words) -> int:
+def common_words(a: Words, b: Words) -> int:
     """The length of the longest common subsequence, a row of the usual table at a time, as bits (Hyyro 2004)."""
     places: dict[str, int] = {}
     for place, word in enumerate(a):

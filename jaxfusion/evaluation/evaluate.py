@@ -18,7 +18,7 @@ from jaxfusion.data.tokenise import Layout, Segment, pieces, tokenise
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.bootstrap import Interval, Statistic, mean_of
 from jaxfusion.evaluation.metrics import confusion_matrix, perplexity_statistic
-from jaxfusion.evaluation.scores import Answered, score
+from jaxfusion.evaluation.scores import Answered, classes_said, score
 from jaxfusion.generation.answer import Answer
 from jaxfusion.generation.beams import Beams
 from jaxfusion.generation.decode import decoding_params
@@ -35,8 +35,8 @@ from jaxfusion.training.cross_entropy import LossSums, logits_loss
 class Evaluation:
     """metrics: names to numbers, the headline first. intervals: of 95 %, for those metrics that have one.
     predictions: one text a sample, beside `samples`. references: all that are right, in the form that is compared.
-    confusion: counts by true and predicted class, for classification. shots: of each sample, behind how many examples
-    it was asked, where these were counted."""
+    confusion: counts by true and predicted class, for classification; a last column, if needed, of what is no class.
+    shots: of each sample, behind how many examples it was asked, where these were counted."""
 
     metrics: dict[str, float]
     intervals: dict[str, Interval]
@@ -113,15 +113,12 @@ def evaluate(
     of_segments, argmax = _read_all(model, params, _batches(segments, size, layout), parallel)
     sums = jax.tree.map(lambda rows: np.bincount(places, rows), of_segments)
     more: dict[str, Statistic] = {}
-    confusion = None
     if config.data.task == "text":  # nothing is asked
         predictions = [""] * len(samples)
     elif layout.predict == "next":
         predictions = _generated(config, model, params, samples, parallel, size, tell)
     elif layout.predict == "class":
-        predicted = [int(row[len(segment.tokens) - 1]) for row, segment in zip(argmax, segments, strict=True)]
-        confusion = confusion_matrix([sample.label for sample in samples], predicted, len(labels))
-        predictions = [labels[index] for index in predicted]
+        predictions = [labels[int(row[len(segment.tokens) - 1])] for row, segment in zip(argmax, segments, strict=True)]
     else:
         rows = [row[: len(segment.tokens)] for row, segment in zip(argmax, segments, strict=True)]
         predictions = [model.tokenizer.decode(row[1:-1]) for row in rows]
@@ -133,11 +130,15 @@ def evaluate(
     if config.evaluate.postprocess:
         predictions = [postprocess(text) for text in predictions]
         references = [tuple(postprocess(text) for text in texts) for texts in references]
+        labels = [postprocess(label) for label in labels]
     more |= {"test_accuracy": mean_of(sums.correct, sums.weight), "test_loss": mean_of(sums.loss, sums.weight)}
     if layout.predict == "next":
         more["perplexity"] = perplexity_statistic(sums.loss, sums.weight)
     answered = Answered(samples, predictions, references, labels)
     metrics, intervals = score(config.data.task, answered, more)
+    confusion = None
+    if config.data.task == "classify":
+        confusion = confusion_matrix([sample.label for sample in samples], classes_said(answered), len(labels))
     return Evaluation(metrics, intervals, samples, predictions, references, confusion)
 
 

@@ -58,10 +58,15 @@ def macro_f1_statistic(labels: Labels, predictions: Labels, num_classes: int) ->
     return Statistic(parts, mean_f1)
 
 
-def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> Int[np.ndarray, "V V"]:
-    """Counts by true class (row) and predicted class (column)."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (np.asarray(labels), np.asarray(predictions)), 1)
+def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> Int[np.ndarray, "V W"]:
+    """Counts by true class (row) and predicted class (column).
+
+    predictions: -1 is none of the classes, of which there is a last column where it occurs.
+    """
+    predictions = np.asarray(predictions)
+    none = bool((predictions < 0).any())
+    matrix = np.zeros((num_classes, num_classes + none), np.int64)
+    np.add.at(matrix, (np.asarray(labels), predictions), 1)
     return matrix
 
 

@@ -32,6 +32,11 @@ def english_words(text: str) -> list[str]:
     return words
 
 
+def plain_words(text: str) -> list[str]:
+    """Runs of the letters a to z and digits, in lower case, as ROUGE's reference implementation cuts English."""
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
 def chinese_characters(text: str) -> list[str]:
     """Each Chinese character by itself, other words and numbers whole, in lower case; punctuation is dropped."""
     return HAN_OR_WORD.findall(unicodedata.normalize("NFKC", text).lower())

@@ -37,6 +37,15 @@ def test_pictures_stand_before_the_prompt():
     assert ask({"image": {"bytes": None, "path": "/a.png"}, "prompt": None}) == [("user", [Path("/a.png"), "DEFAULT"])]
 
 
+def test_a_prompt_is_put_in_words_and_messages_are_as_they_are():
+    def said(fields):
+        messages = conversation(fields, Path("at"), "default", str.upper, list, list, "<{}>".format)
+        return [part for message in messages for part in message.parts]
+
+    assert said({}) == ["<DEFAULT>"] and said({"prompt": "x"}) == ["<X>"]
+    assert said({"messages": [{"role": "user", "content": "x"}]}) == ["X"]
+
+
 def test_a_videos_frames_stand_before_the_prompt_or_in_its_place():
     video, text = Path("at/a.mp4"), {"type": "text", "text": "x"}
     fields = {"video": "a.mp4", "video_times": [0, 1]}

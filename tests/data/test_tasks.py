@@ -62,6 +62,77 @@ def test_a_visit_learns_one_of_the_answers_as_often_as_it_was_given():
     assert visit([single], rng) == single
 
 
+def test_a_question_with_choices_is_asked_with_letters_and_answered_by_one():
+    record = {"origin": "x.jsonl:3", "question": "Which?", "choices": ["red", "green", "blue"], "answer": 2}
+    (sample,) = samples_of(record, DataConfig(task="question_answer"), None, [])
+    assert sample.prompt == "Which?\nA. red\nB. green\nC. blue" and sample.references == ("C",)
+    assert sample.choices == ("red", "green", "blue")
+    (said,) = samples_of(record | {"answer": ["green"]}, DataConfig(task="question_answer"), None, [])
+    assert said.reference == "B"
+    several = {"questions_en": ["a?", "b?"], "options": [["1", "2"], ["3", "4", "5"]], "answers": ["B", 0]}
+    samples = samples_of({"origin": "x"} | several, DataConfig(task="question_answer"), None, [])
+    assert [(s.prompt, s.reference) for s in samples] == [("a?\nA. 1\nB. 2", "B"), ("b?\nA. 3\nB. 4\nC. 5", "A")]
+    for_all = {"origin": "x", "questions": ["a?", "b?"], "choices": ["no", "yes"], "answers": [1, "no"]}
+    samples = samples_of(for_all, DataConfig(task="question_answer"), None, [])
+    assert [(s.prompt, s.reference) for s in samples] == [("a?\nA. no\nB. yes", "B"), ("b?\nA. no\nB. yes", "A")]
+    (free,) = samples_of(record | {"choices": [], "answer": "red"}, DataConfig(task="question_answer"), None, [])
+    assert (free.prompt, free.reference, free.choices) == ("Which?", "red", ())
+    for wrong, message in (
+        ({"answer": 3}, r"'answer': 3 is no place of 3 choices"),
+        ({"answer": "pink"}, r"'answer': 'pink' is none of the 3 choices"),
+        ({"choices": "red"}, r"'answer': there are 1 choices"),
+        ({"choices": {"red": 1}}, r"'choices' is .* and should be a text"),
+        ({"choices": ["red", " "]}, r"'choices' is empty"),
+        ({"choices": [["red", "green"], ["blue", "red"]]}, r"1 questions and choices to 2; give as many"),
+    ):
+        with pytest.raises(RecordError, match=rf"^x\.jsonl:3: {message}"):
+            samples_of(record | wrong, DataConfig(task="question_answer"), None, [])
+
+
+@pytest.mark.parametrize(
+    "names", [("document", "summary"), ("article", "highlights"), ("text", "summaries"), ("document_en", "summary_en")]
+)
+def test_summaries_of_documents_by_any_of_their_names(names):
+    record = {"origin": "x.jsonl:1", names[0]: "a long text", names[1]: ["short", "brief"]}
+    (sample,) = samples_of(record, DataConfig(task="summarize"), None, [])
+    assert (sample.prompt, sample.references) == ("a long text", ("short", "brief"))
+    assert not sample.messages[0].images
+    (shown,) = samples_of(record, DataConfig(task="summarize"), [PIXELS], [])
+    assert len(shown.messages[0].images) == 1
+
+
+def test_a_prompt_puts_the_request_in_words():
+    def prompt(record, **settings):
+        samples = samples_of(record, DataConfig(**settings), [PIXELS], LABELS)
+        assert all(len(sample.messages[0].images) == 1 for sample in samples)
+        return [sample.prompt for sample in samples]
+
+    assert prompt(SCENE, prompt="Describe the picture.") == ["Describe the picture."]
+    asked = prompt(SCENE, task="question_answer", prompt="{question} Answer briefly.")
+    assert asked[0] == "How many digits are there? Answer briefly."
+    assert prompt(REVIEW, task="classify", prompt="好吗？{text}") == ["好吗？这家餐厅的菜不好吃"]
+    record = {"origin": "x", "document": "{document}", "summary": "a"}
+    assert prompt(record, task="summarize", prompt="Sum up: {document}") == ["Sum up: {document}"]
+
+
+def test_dialogues_in_a_language_and_by_columns_as_tfds_keeps_them():
+    columns = {"from": [b"human", b"gpt"], "value": ["几？".encode(), b"3"]}
+    turns = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "4"}]
+    record = {"image_id": np.int64(7), "conversations_zh": columns, "conversations_en": turns}
+    english, chinese = samples_of(record, DataConfig(task="dialogue", languages=("en", "zh")), [PIXELS], [])
+    assert (english.prompt, english.reference, english.group) == ("Which?", "4", "en")
+    assert (chinese.prompt, chinese.reference, chinese.group) == ("几？", "3", "zh")
+    for broken in ({"from": ["human"], "value": []}, {"from": [b"human"], "value": [b"\xff"]}, {}):
+        with pytest.raises(RecordError, match=r"^record 7 of digit_scenes: "):
+            samples_of(record | {"conversations_en": broken}, DataConfig(task="dialogue"), [PIXELS], [])
+
+
+def test_texts_in_a_language():
+    record = {"origin": "x", "text_en": "one", "text_zh": "一"}
+    samples = samples_of(record, DataConfig(task="text", languages=("zh", "en")), None, [])
+    assert [(s.group, s.reference) for s in samples] == [("zh", "一"), ("en", "one")]
+
+
 def test_fill_hides_only_what_the_picture_tells():
     (sample,) = samples_of(SCENE, DataConfig(task="fill"), [PIXELS], [])
     hidden = [part.text.strip() for part in sample.messages[0].parts if isinstance(part, Masked)]
@@ -129,6 +200,8 @@ ODD = [
 WHOLE = {
     "caption": {"caption": "a"},
     "question_answer": {"questions": ["a?", "b?"], "answers": [["a"], "b"]},
+    "choices": {"question": "a?", "choices": ["a", "b"], "answer": "B"},
+    "summarize": {"document": "a", "summary": ["b", "c"]},
     "classify": {"label": 1, "text": "a"},
     "dialogue": {"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "a"}], "messages": None},
     "text": {"text": "a"},
@@ -137,7 +210,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("task", list(WHOLE))
 def test_whatever_stands_in_a_field_is_a_sample_or_refused_by_its_record(task):
-    config, refused = DataConfig(task=task), 0
+    config, refused = DataConfig(task="question_answer" if task == "choices" else task), 0
     whole = {"origin": "x.json:1", "images": ["x.png"]} | WHOLE[task]
     assert samples_of(whole, config, [PIXELS], LABELS)
     for name in WHOLE[task]:

@@ -100,6 +100,19 @@ def test_scores_are_counts_and_do_not_depend_on_the_batch_size(task, decoder, he
         assert result.metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
+def test_classes_that_are_generated_are_counted_and_what_is_none_of_them():
+    config, model, params = experiment("classify", {"kind": "transformer", "num_layers": 1, "num_heads": 2})
+    given = [dataclasses.replace(s, messages=(s.messages[0], answer(LABELS[s.label]))) for s in samples()]
+    said = evaluate(config, model, params, given, LABELS)
+    assert next(iter(said.metrics)) == "class_accuracy" and "macro_f1" in said.metrics
+    assert said.confusion.tolist() == [[0, 0, 3], [0, 0, 3]]  # nothing is learned, so it says no class at all
+    names = ["no", said.predictions[0]]  # as if the second class were called what it says of the first sample
+    renamed = [dataclasses.replace(s, messages=(s.messages[0], answer(names[s.label]))) for s in given]
+    again = evaluate(config, model, params, renamed, names)
+    hits = np.array([prediction == names[1] for prediction in said.predictions])
+    assert again.confusion[:, 1].tolist() == [hits[::2].sum(), hits[1::2].sum()]
+
+
 def test_beams_are_not_sampled():
     assert sampling_of(GenerateConfig(num_beams=3)).num_beams == 3
     with pytest.raises(UserError, match=r"^config\.generate\.temperature: beams are not sampled; leave it at 0.0, or"):

@@ -30,6 +30,7 @@ def test_classes_are_counted_as_scikit_learn_counts_them():
     found = intervals({"f1": macro_f1_statistic(labels, predictions, 7)}, num_resamples=50, seed=2)["f1"]
     assert found == pytest.approx(np.quantile(wanted, [0.025, 0.975]))
     np.testing.assert_array_equal(confusion_matrix([0, 0, 1], [0, 1, 1], 2), [[1, 1], [0, 1]])
+    np.testing.assert_array_equal(confusion_matrix([0, 0, 1], [0, -1, 1], 2), [[1, 0, 1], [0, 1, 0]])
 
 
 def test_perplexity_is_of_tokens_and_not_of_samples():

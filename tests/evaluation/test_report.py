@@ -119,6 +119,10 @@ def test_everything_is_on_the_page(workdir):
     assert "train 0.02 test loss 0.25" in page.text("keys"), "the last evaluation is on the curve, too"
     assert page.text("comparison") == "model accuracy text alone 50%"
     assert page.text("confusion") == "正面 负面 正面 8 2 负面 0 0"
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    evaluation["confusion"]["matrix"] = [[8, 1, 1], [0, 0, 0]]  # what a language model says may be no class
+    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
+    assert Page(write_report(workdir)).text("confusion") == "正面 负面 no class 正面 8 1 1 负面 0 0 0"
     images = [attrs["src"].removeprefix("data:image/png;base64,") for tag, attrs in page.tags if tag == "img"]
     assert images == [png(i) for i in (0, 1, 2, 3, 1, 2, 3)], "the sample, then the mistakes"
 

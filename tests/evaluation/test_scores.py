@@ -1,5 +1,7 @@
 """What a task is scored by: every record once, against all its references, in all groups and in each."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -50,11 +52,34 @@ def test_answers_in_their_normal_form_and_by_ten_people_where_there_are_so_many(
     assert found["vqa_accuracy"] == pytest.approx((0.6 + 1 + 0) / 3)
 
 
+def test_choices_are_counted_by_the_letter_that_is_given():
+    given = answered(["B", "(b) green", "C", "red"], [["B"], ["B"], ["B"], ["A"]])
+    samples = [dataclasses.replace(sample, choices=("red", "green", "blue")) for sample in given.samples]
+    found, _ = score("question_answer", dataclasses.replace(given, samples=samples))
+    assert found == pytest.approx({"answer_accuracy": 0.25, "normalised_accuracy": 0.25, "choice_accuracy": 0.75})
+    mixed = dataclasses.replace(given, samples=[*samples[:3], given.samples[3]])  # one without choices
+    assert "choice_accuracy" not in score("question_answer", mixed)[0]
+
+
+def test_summaries_by_rouge_and_to_the_letter_in_each_language():
+    predictions = ["two guests: food praised", "菜品差评", "no guests"]
+    references = [["two guests: food praised"], ["菜品好评", "菜品未提及"], ["3 people", "two guests"]]
+    found, ends = score("summarize", answered(predictions, references, ["en", "zh"]))
+    names = ("rouge_l", "summary_exact_match", "rouge_1", "rouge_2")
+    assert list(found) == [f"{name}{of}" for name in names for of in ("", "_en", "_zh")]
+    assert found["rouge_l"] == pytest.approx((1 + 3 / 4 + 1 / 2) / 3) and found["rouge_l_zh"] == 3 / 4
+    assert found["summary_exact_match"] == pytest.approx(1 / 3)
+    assert {"rouge_l", "rouge_l_en", "summary_exact_match"} <= ends.keys()
+
+
 def test_of_documents_nothing_is_asked():
-    more = {"test_loss": mean_of([1.0, 2.0]), "perplexity": perplexity_statistic([1.0, 2.0], [1, 1])}
-    found, ends = score("text", answered(["", ""], [["a"], ["b"]], ["en", "zh"]), more)
-    assert list(found) == ["perplexity", "test_loss"]
-    assert found == pytest.approx({"perplexity": np.exp(1.5), "test_loss": 1.5}) and ends.keys() == found.keys()
+    losses = [1.0, 2.0, 3.0, 0.0]
+    more = {"test_loss": mean_of(losses), "perplexity": perplexity_statistic(losses, [1] * 4)}
+    texts = answered([""] * 4, [["a"]] * 4, ["en", "zh"], records=[0, 0, 1, 1])
+    found, ends = score("text", texts, more)
+    assert list(found) == ["perplexity", "perplexity_en", "perplexity_zh", "test_loss"]
+    values = {"perplexity": np.exp(1.5), "perplexity_en": np.exp(2), "perplexity_zh": np.exp(1), "test_loss": 1.5}
+    assert found == pytest.approx(values) and ends.keys() == found.keys() - {"perplexity", "test_loss"}  # these agree
 
 
 def test_what_is_no_class_is_a_miss_and_no_class_more():

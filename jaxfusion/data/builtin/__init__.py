@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 # Name -> where its TFDS builder class lives; imported only when it is asked for.
 BUILTIN = {
+    "digit_choices": "jaxfusion.data.builtin.digit_choices:DigitChoices",
+    "digit_dialogues": "jaxfusion.data.builtin.digit_dialogues:DigitDialogues",
     "digit_scenes": "jaxfusion.data.builtin.digit_scenes:DigitScenes",
+    "guest_reviews": "jaxfusion.data.builtin.guest_reviews:GuestReviews",
     "moving_digits": "jaxfusion.data.builtin.moving_digits:MovingDigits",
     "restaurant_reviews": "jaxfusion.data.builtin.restaurant_reviews:RestaurantReviews",
     "written_signs": "jaxfusion.data.builtin.written_signs:WrittenSigns",

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxfusion.config.run import DataConfig, OtherDataConfig
+from jaxfusion.data.fields import NAMES
 from jaxfusion.data.sources import coco, objects, parquet, text, webdataset
 from jaxfusion.data.sources.files import files_of
 from jaxfusion.data.sources.folder import Folder
@@ -24,8 +25,8 @@ from jaxfusion.errors import RecordError, UserError
 # Where no test_path is given, each so-manieth record is held out.
 HELD_OUT = 20
 
-# What columns may be called that tasks read, before a language or an s.
-FIELDS = ("id", "image", "video", "caption", "text", "question", "answer", "label", "conversation", "message")
+# What the names of columns begin with that tasks read.
+FIELDS = ("id", "image", "video", "label", *(name for names in NAMES.values() for name in names))
 
 
 @dataclass(frozen=True)
