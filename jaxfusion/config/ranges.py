@@ -26,6 +26,7 @@ LEAST = {
     "data.episodes.ways": 0,
     "data.episodes.shots": 1,
     "data.episodes.held_out": 0,
+    "data.episodes.own_names": 1,
     "data.max_bad_records": 0,
     "data.weight": 0.0,
     "data.epochs": 0.0,

@@ -39,6 +39,9 @@ class EpisodesConfig:
     shots: int = 4  # solved examples of each class at most, before questions whose answers are learned
     held_out: int = 0  # so many classes, the last, are never trained on, and are half of the held-out episodes
     names: tuple[str, ...] = ("dax", "blicket", "wug", "toma", "fep", "zup", "modi", "koba")
+    # More than 1: each class has so many of the names in a row for itself, and goes by one of them in an episode, whose
+    # examples are of classes at random; `shots` then counts them all. 1: any class may have any name.
+    own_names: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

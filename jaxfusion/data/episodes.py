@@ -70,9 +70,24 @@ def known_and_new(labels: Sequence[str], config: EpisodesConfig) -> tuple[range,
     return range(known), range(known, len(labels))
 
 
+def check_names(config: EpisodesConfig, labels: Sequence[str]) -> None:
+    """Raises UserError where there are too few names, or not as many as classes have of their own."""
+    count = len(config.names)
+    if config.own_names > 1:
+        if count != (needed := config.own_names * len(labels)):
+            raise UserError(
+                f"config.data.episodes.names: {count} of them, and {len(labels)} classes have {config.own_names} each; "
+                f"give {needed}, class by class"
+            )
+    elif count < config.ways:
+        raise UserError(
+            f"config.data.episodes.names: {count} of them, and {config.ways} classes in an episode; add names"
+        )
+
+
 def most_of_a_class(config: EpisodesConfig) -> int:
     """How many records of one class a training episode may take: one example of each, and all questions of one."""
-    return config.ways * config.shots + 1
+    return config.shots + 1 if config.own_names > 1 else config.ways * config.shots + 1
 
 
 def check_numbers(source: ByClass, classes: Sequence[int], labels: Sequence[str], needed: int, setting: str) -> None:
@@ -88,22 +103,30 @@ def check_numbers(source: ByClass, classes: Sequence[int], labels: Sequence[str]
 def training_episode(
     source: ByClass, place: int, config: EpisodesConfig, read: Read, rng: np.random.Generator
 ) -> Sample:
-    """`ways` x (`shots` + 1) pictures, the record at the place among them: from 1 to `shots` examples of each class in
-    random order, then questions. Where that record, or another that is drawn, is left out, one of its class at random
-    is in its place."""
+    """The record at the place and others, as many in each episode: some examples in random order, then questions. They
+    are `ways` x (`shots` + 1), of which from 1 to `shots` of each class are examples; where classes have their own
+    names `shots` + 1, of which up to `shots` are. Where that record, or another that is drawn, is left out, one of its
+    class at random is in its place."""
     own = int(source.classes[place])
     classes = _classes(own, list(source.places_of), config.ways, rng)
-    names = _names(config, rng)
-    num_given = config.ways * int(rng.integers(1, config.shots + 1))
-    given = rng.permutation(np.arange(num_given) % config.ways)
-    numbers = [*given.tolist(), *rng.integers(config.ways, size=config.ways * (config.shots + 1) - num_given).tolist()]
+    names = _names(config, classes, rng)
+    if config.own_names > 1:
+        num_given = int(rng.integers(config.shots + 1))
+        numbers = rng.integers(config.ways, size=config.shots + 1).tolist()
+        numbers[int(rng.integers(len(numbers)))] = classes.index(own)
+    else:
+        num_given = config.ways * int(rng.integers(1, config.shots + 1))
+        given = rng.permutation(np.arange(num_given) % config.ways)
+        asked = rng.integers(config.ways, size=config.ways * (config.shots + 1) - num_given)
+        numbers = [*given.tolist(), *asked.tolist()]
     samples = [
         iter(_drawn(source, kind, numbers.count(number), [place] if kind == own else [], read, rng))
         for number, kind in enumerate(classes)
     ]
     drawn = [next(samples[number]) for number in numbers]
     learned = [place >= num_given for place in range(len(numbers))]
-    return _episode(drawn[-1], drawn, [names[number] for number in numbers], names, learned)
+    intro = names if config.own_names == 1 else ()
+    return _episode(drawn[-1], drawn, [names[number] for number in numbers], intro, learned)
 
 
 def held_out_episodes(
@@ -115,7 +138,8 @@ def held_out_episodes(
     read: Read,
     limit: int,
 ) -> list[Sample]:
-    """Questions behind `shots` examples of each class, always the same; only the question's answer carries loss.
+    """Questions behind `shots` examples of each class, or, where classes have their own names, `shots` of them in all,
+    always the same; only the question's answer carries loss.
 
     Half of them, the group "new", are of classes that were held out, where any were. With another number of shots they
     are the same questions, the same names, and examples that are the same as far as both have them.
@@ -127,18 +151,22 @@ def held_out_episodes(
         rng = np.random.default_rng((SEED, index))
         classes = _classes(int(rng.choice(list(kinds))), kinds, config.ways, rng)
         asked = int(rng.integers(len(classes)))
-        names = _names(config, rng)
+        names = _names(config, classes, rng)
+        if config.own_names > 1:
+            support = np.random.default_rng((SEED, index, len(classes))).integers(len(classes), size=shots).tolist()
+        else:
+            support = rng.permutation(np.arange(shots * len(classes)) % len(classes)).tolist()
         # The question and then the examples of a class, in an order that more of them do not change.
         samples = []
         for number_of_class, kind in enumerate(classes):
-            own, wanted = np.random.default_rng((SEED, index, number_of_class)), shots + (number_of_class == asked)
+            own = np.random.default_rng((SEED, index, number_of_class))
+            wanted = support.count(number_of_class) + (number_of_class == asked)
             samples.append(_drawn(source, kind, wanted, [], read, own))
         query = samples[asked].pop(0)
-        support = [(n, sample) for n, drawn in enumerate(samples) for sample in drawn]
-        support = [support[i] for i in rng.permutation(len(support))]
-        told = [names[n] for n, _ in support] + [names[asked]]
-        learned = [False] * len(support) + [True]
-        sample = _episode(query, [*(sample for _, sample in support), query], told, names, learned)
+        drawn = [*(samples[n].pop(0) for n in support), query]
+        told = [names[n] for n in (*support, asked)]
+        intro, learned = names if config.own_names == 1 else (), [False] * len(support) + [True]
+        sample = _episode(query, drawn, told, intro, learned)
         found.append(replace(sample, group=group, label=config.names.index(names[asked]), record=index))
     return found
 
@@ -150,7 +178,9 @@ def _classes(first: int, kinds: Sequence[int], ways: int, rng: np.random.Generat
     return [classes[i] for i in rng.permutation(ways)]
 
 
-def _names(config: EpisodesConfig, rng: np.random.Generator) -> list[str]:
+def _names(config: EpisodesConfig, classes: Sequence[int], rng: np.random.Generator) -> list[str]:
+    if config.own_names > 1:
+        return [config.names[kind * config.own_names + rng.integers(config.own_names)] for kind in classes]
     return [config.names[i] for i in rng.permutation(len(config.names))[: config.ways]]
 
 
@@ -180,5 +210,6 @@ def _episode(
     messages: list[Message] = []
     for sample, text, is_learned in zip(samples, answers, learned, strict=True):
         messages += [sample.messages[0], replace(answer(text), learned=is_learned)]
-    messages[0] = replace(messages[0], parts=(", ".join(names), *messages[0].parts))
+    if names:
+        messages[0] = replace(messages[0], parts=(", ".join(names), *messages[0].parts))
     return replace(query, messages=tuple(messages), label=None)

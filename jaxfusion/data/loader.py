@@ -18,6 +18,7 @@ from jaxfusion.data.best_fit import Room, images_per_row
 from jaxfusion.data.episodes import (
     ByClass,
     by_class,
+    check_names,
     check_numbers,
     held_out_episodes,
     known_and_new,
@@ -103,11 +104,7 @@ def with_classes(dataset: Dataset, config: DataConfig, shots: int, bad: BadRecor
             "config.data.episodes: they are of the task 'classify', of one data set that is not prepared; set ways to "
             "0, or change config.data.task, others or prepared"
         )
-    if len(config.episodes.names) < config.episodes.ways:
-        raise UserError(
-            f"config.data.episodes.names: {len(config.episodes.names)} of them, and {config.episodes.ways} classes in "
-            "an episode; add names"
-        )
+    check_names(config.episodes, dataset.labels)
     known, new = known_and_new(dataset.labels, config.episodes)
     train = by_class(dataset.train, config, dataset.labels, bad).only(known)
     check_numbers(train, known, dataset.labels, most_of_a_class(config.episodes), "config.data.episodes.shots")

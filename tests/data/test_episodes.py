@@ -109,6 +109,30 @@ def test_names_are_bound_anew_in_each_episode():
     assert all(names == set(NAMES) for names in bound.values())
 
 
+def test_classes_with_names_of_their_own_go_by_one_of_them():
+    names = tuple(f"{first}{last}" for first in "abcdefg" for last in "xy")
+    dataset, reader = opened(own_names=2, names=names, shots=4, held_out=0, ways=NUM_CLASSES)
+    given, used = Counter(), set()
+    for row in rows(dataset, reader, 60):
+        classes = (row.images[:, 0, 0, 0] % NUM_CLASSES).tolist()
+        said = words(row)
+        bound = dict(zip(classes, (name for name, *_ in said), strict=True))
+        assert len(classes) == 5 and [name for name, *_ in said] == [bound[kind] for kind in classes]
+        assert all(names.index(name) // 2 == kind for kind, name in bound.items())
+        given[[is_learned for _, is_learned, _ in said].index(True)] += 1
+        used |= set(bound.values())
+    assert set(given) == {0, 1, 2, 3, 4} and used == set(names)
+
+    by_shots = held_out(dataset, reader, [0, 3, 4], 60)
+    for none, three, four in zip(*by_shots.values(), strict=True):
+        pictures = [[message.images[0].value[0, 0, 0] for message in s.messages[::2]] for s in (none, three, four)]
+        assert [len(p) for p in pictures] == [1, 4, 5] and len(set(pictures[2])) == 5
+        assert pictures[0][-1] == pictures[1][-1] == pictures[2][-1]
+        assert pictures[1][:3] == pictures[2][:3]  # more examples come after those that there were
+        assert not any(message.text for message in four.messages[::2])  # nothing says what the names are
+        assert none.reference == four.reference and names.index(none.reference) // 2 == pictures[0][-1] % NUM_CLASSES
+
+
 def test_it_goes_on_exactly_where_its_state_says():
     for packing in ("none", "best-fit"):
         dataset, reader = opened(packing=packing)
@@ -196,6 +220,7 @@ def test_they_are_of_one_data_set_with_classes():
     ("settings", "message"),
     [
         ({"ways": 6}, "config.data.episodes.names: 5 of them, and 6 classes in an episode; add names"),
+        ({"own_names": 2}, "config.data.episodes.names: 5 of them, and 7 classes have 2 each; give 14, class by class"),
         ({"held_out": 2}, "of 7 classes 2 are held out, which is fewer than the 3 of an episode"),
         ({"held_out": 5}, "of 7 classes 2 are to learn from, which is fewer"),
         ({"shots": 4}, "config.data.episodes.shots: an episode may take 13 records of a class, and 'kind 0' has 10"),

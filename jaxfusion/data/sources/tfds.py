@@ -64,7 +64,8 @@ def open_splits(
         source = source if "image_id" in features else Numbered(source, f"{config.name} {split}")
         names = names_of(config.fields, f"{section}.fields")
         sources.append(Renamed(source, names) if names else source)
-    classes = features[config.label].names if config.label in features else ()
+    # A plain number has no names; config.data.labels gives them then.
+    classes = getattr(features[config.label], "names", ()) if config.label in features else ()
     return *sources, tuple(classes)
 
 
