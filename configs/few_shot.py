@@ -10,12 +10,9 @@ NAMES = (
 
 def get_config():
     config = default_config()
-    config.data.name = "moving_digits"
-    config.data.frames = 1
-    config.data.frame_times = False
+    config.data.name = "handwritten_digits"
     config.data.task = "classify"
     config.data.label = "digit"
-    config.data.labels = tuple("0123456789")
     config.data.episodes.ways = 10
     config.data.episodes.shots = 16
     config.data.episodes.names = NAMES
@@ -27,7 +24,7 @@ def get_config():
     config.model.text_embedding.max_positions = 96
     config.model.vision = {
         "kind": "vgg",
-        "image_size": 32,
+        "image_size": 24,
         "stage_depths": (1, 1, 1),
         "stage_widths": (16, 32, 64),
         "norm": "group",

@@ -26,6 +26,7 @@ BUILTIN = {
     "digit_dialogues": "jaxfusion.data.builtin.digit_dialogues:DigitDialogues",
     "digit_scenes": "jaxfusion.data.builtin.digit_scenes:DigitScenes",
     "guest_reviews": "jaxfusion.data.builtin.guest_reviews:GuestReviews",
+    "handwritten_digits": "jaxfusion.data.builtin.handwritten_digits:HandwrittenDigits",
     "moving_digits": "jaxfusion.data.builtin.moving_digits:MovingDigits",
     "restaurant_reviews": "jaxfusion.data.builtin.restaurant_reviews:RestaurantReviews",
     "written_signs": "jaxfusion.data.builtin.written_signs:WrittenSigns",

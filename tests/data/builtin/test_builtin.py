@@ -17,6 +17,7 @@ from jaxfusion.data.builtin import (
     digit_dialogues,
     digit_scenes,
     guest_reviews,
+    handwritten_digits,
     moving_digits,
     prepare,
     restaurant_reviews,
@@ -50,7 +51,14 @@ def start(data_dir, slow: float) -> subprocess.Popen:
 def small(monkeypatch):
     for split, (_, images) in digit_scenes.SPLITS.items():
         monkeypatch.setitem(digit_scenes.SPLITS, split, (12, images))
-    for module in (digit_choices, digit_dialogues, guest_reviews, moving_digits, restaurant_reviews):
+    for module in (
+        digit_choices,
+        digit_dialogues,
+        guest_reviews,
+        handwritten_digits,
+        moving_digits,
+        restaurant_reviews,
+    ):
         for split in module.SPLITS:
             monkeypatch.setitem(module.SPLITS, split, 12)
     monkeypatch.setattr(written_signs, "NUM_SIGNS", 3)
@@ -76,6 +84,7 @@ def plain(value):
         ("digit_dialogues", digit_dialogues),
         ("digit_scenes", digit_scenes),
         ("guest_reviews", guest_reviews),
+        ("handwritten_digits", handwritten_digits),
         ("moving_digits", moving_digits),
         ("restaurant_reviews", restaurant_reviews),
         ("written_signs", written_signs),
