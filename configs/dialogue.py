@@ -13,6 +13,7 @@ def get_config():
     config.data.row_length = 256  # two to four pictures, each with what is said of it
 
     config.model.width = 96
+    config.model.text_embedding.positions = "learned"  # by which the visual tokens of the four quadrants are told apart
     config.model.text_embedding.max_positions = 144
     config.model.vision = "vgg-tiny"
     config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 2 x 2 visual tokens, a digit each
@@ -20,7 +21,7 @@ def get_config():
     config.model.decoder.num_layers = 3
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 2000
+    config.train.num_steps = 1500
     config.train.batch_size = 10
     config.train.learning_rate = 2e-3
 

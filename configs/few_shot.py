@@ -20,7 +20,6 @@ def get_config():
     config.data.row_length = 72  # 17 pictures, a visual token each, and their names
 
     config.model.width = 128
-    config.model.text_embedding.positions = "learned"
     config.model.text_embedding.max_positions = 96
     config.model.vision = {
         "kind": "vgg",
@@ -31,11 +30,12 @@ def get_config():
     }
     config.model.projector = {"kind": "linear", "pool": "concatenate"}
     config.model.decoder.num_layers = 2
+    config.model.decoder.windows = (2, 0)  # the first layer sees the picture that a name is asked of, and no more
     config.model.decoder.scan_layers = False
 
     config.train.num_steps = 800
     config.train.batch_size = 16
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 2e-3
 
     config.evaluate.shots = (0, 1, 2, 4, 8, 16)
     config.generate.max_new_tokens = 4

@@ -13,6 +13,7 @@ def get_config():
     config.data.row_length = 336  # two pictures or three, each with four questions, their choices and the letters
 
     config.model.width = 96
+    config.model.text_embedding.positions = "learned"  # by which the visual tokens of the four quadrants are told apart
     config.model.text_embedding.max_positions = 192
     config.model.vision = "vgg-tiny"
     config.model.projector = {"kind": "pixel-shuffle", "factor": 3}  # 2 x 2 visual tokens, a digit each
