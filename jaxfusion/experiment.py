@@ -355,7 +355,7 @@ def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, fl
     }
     if experiment.reader.bad:
         record["bad_records"] = len(experiment.reader.bad)  # left out so far, and listed in the workdir
-    if result.confusion is not None:
+    if result.confusion is not None and not config.data.episodes.ways:  # there a name means another class each time
         record["confusion"] = {"labels": list(experiment.dataset.labels), "matrix": result.confusion.tolist()}
     write_json(workdir / EVALUATION, record)
     write_report(workdir)

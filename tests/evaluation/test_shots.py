@@ -114,6 +114,8 @@ def test_a_run_of_episodes_is_evaluated_on_known_and_on_new_classes(monkeypatch,
     assert {row["reference"] for row in rows} <= set(episodes["names"])
     assert all(len(row["examples"]) == 3 for row in rows)  # the names, and two that were shown
     assert all(row["reference"] in row["examples"] for row in rows)
+    record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "confusion" not in record  # a name means another class each time
 
 
 def test_a_run_is_evaluated_with_examples_of_its_train_split(small_data, tmp_path):
