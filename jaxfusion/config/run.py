@@ -157,8 +157,22 @@ class DistilConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardingRule:
+    """Where the parameters that a glob fits lie, before what `jaxfusion.parallel.sharding` says of them."""
+
+    globs: tuple[str, ...] = ()  # over paths of parameters, as in "vision/*"
+    axes: tuple[Literal["fsdp", "tensor", ""], ...] = ()  # of the mesh, for the parameter's last axes; "": it is whole
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    strategy: Literal["mesh", "pmap"] = "mesh"  # over all local devices; rows are shared out evenly
+    # "mesh": one program over all devices. "pmap": one a device, each of which holds the whole state.
+    strategy: Literal["mesh", "pmap"] = "mesh"
+    # The mesh's axes, whose product is the number of devices; rows are shared out over data x fsdp.
+    data: int = 0  # 0: as many as the other two leave
+    fsdp: int = 1  # devices that share the parameters, and the optimizer's state, out among them
+    tensor: int = 1  # devices that share heads, hidden units and the vocabulary, and compute the same rows together
+    rules: tuple[ShardingRule, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from jaxfusion.batch import Batch
 from jaxfusion.config import Config
-from jaxfusion.config.run import GenerateConfig, ParallelConfig
+from jaxfusion.config.run import GenerateConfig
 from jaxfusion.data.loader import Reader
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.packing import pack
@@ -165,8 +166,8 @@ def _batches(segments: list[Segment], size: int, layout: Layout) -> Iterator[tup
 def _shared(config: Config, params: Params) -> tuple[Parallel, int, Params]:
     """A mesh to share rows over, whatever training did (jit needs no other code for it), and the batch size, rounded
     up to what the devices can share: batches are filled up anyway."""
-    parallel = make_parallel(ParallelConfig(strategy="mesh"))
-    size = -(-config.evaluate.batch_size // parallel.num_devices) * parallel.num_devices
+    parallel = make_parallel(replace(config.parallel, strategy="mesh"))
+    size = -(-config.evaluate.batch_size // parallel.row_shares) * parallel.row_shares
     return parallel, size, parallel.put_state(params)
 
 
@@ -176,16 +177,17 @@ def _read_all(
     """Each real row's loss sums, as float64[N], and its most probable ids."""
     sums, argmax = [], []
     for batch, num_real in batches:
-        part, ids = _read(model, params, parallel.put_batch(batch))
+        part, ids = _read(model, parallel.mesh.abstract_mesh, params, parallel.put_batch(batch))
         sums.append(jax.tree.map(lambda rows, n=num_real: np.asarray(rows, np.float64)[:n], part))
         argmax += list(np.asarray(ids)[:num_real])
     return jax.tree.map(lambda *parts: np.concatenate(parts), *sums), argmax
 
 
-@partial(jax.jit, static_argnums=0)
-def _read(model: Model, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
-    logits = forward(model, params, batch)
-    return jax.vmap(logits_loss)(logits, batch.targets, batch.loss_weights), logits.argmax(axis=-1)
+@partial(jax.jit, static_argnums=(0, 1))
+def _read(model: Model, mesh: AbstractMesh, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
+    with jax.sharding.use_abstract_mesh(mesh):
+        logits = forward(model, params, batch)
+        return jax.vmap(logits_loss)(logits, batch.targets, batch.loss_weights), logits.argmax(axis=-1)
 
 
 def _generated(
@@ -212,7 +214,8 @@ def _generated(
     settings = {"max_new_tokens": wanted.max_new_tokens, "stop": wanted.stop, "cache_dtype": wanted.cache_dtype}
     if not isinstance(sampling, Beams):
         seeds = range(wanted.seed, wanted.seed + len(segments))
-        settings |= {"num_rows": size, "prefix_bytes": wanted.prefix_bytes, "devices": jax.local_devices()}
+        devices = None if parallel.shares_state else jax.local_devices()
+        settings |= {"num_rows": size, "prefix_bytes": wanted.prefix_bytes, "devices": devices}
         return answer_segments(model, params, segments, sampling, seeds, tell=tell, **settings)
     predictions = []
     for start in range(0, len(segments), size):  # in batches of one size

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfusion.config.model import AttentionKernel
 from jaxfusion.models import alike
-from jaxfusion.models.rows import on_own_rows, platform
+from jaxfusion.models.rows import on_own_heads, platform
 
 Kind = Literal["causal", "full", "ranges"]
 
@@ -136,7 +136,7 @@ def attention(
         from jaxfusion.models.flash_attention import flash_attention  # Pallas takes long to import
 
         flash = partial(flash_attention, scale=scale, softcap=softcap, interpret=platform() != "gpu")
-        return on_own_rows(flash, query, key, value, interval.start, interval.end)
+        return on_own_heads(flash, (query, key, value), (interval.start, interval.end))
     return _xla(query, key, value, interval, scale, softcap)
 
 

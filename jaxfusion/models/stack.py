@@ -14,7 +14,7 @@ from flax import struct
 
 from jaxfusion.models import float8, remat
 from jaxfusion.models.int8 import has_int8
-from jaxfusion.models.rows import platform
+from jaxfusion.models.rows import by_rows, platform
 
 Params = Any
 
@@ -61,7 +61,7 @@ def run_stack(
     """
     scan = is_scanned(scan)
     if not grouped:
-        apply = remat.layer(float8.layer(apply), in_scan=scan)
+        apply = remat.layer(float8.layer(_given_by_rows(apply)), in_scan=scan)
     if isinstance(params, Unstacked):
         return _run_unstacked(apply, params, x, xs)
     if scan:
@@ -71,6 +71,14 @@ def run_stack(
         x, output = apply(layer_params, x, jax.tree.map(lambda leaf, i=index: leaf[i], xs))
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _given_by_rows(apply: Layer) -> Layer:
+    def run(*args: Any) -> tuple[jax.Array, Any]:
+        x, output = apply(*args)
+        return by_rows(x), output
+
+    return run
 
 
 def is_scanned(scan: bool | None) -> bool:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxfusion.config.model import TextEmbeddingConfig
 from jaxfusion.models.alike import FEW, by_tiles
+from jaxfusion.models.rows import look_up
 
 
 class TextEmbedding(nn.Module):
@@ -31,7 +32,7 @@ class TextEmbedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The tokens' vectors, scaled."""
-        x = self.embedding[tokens].astype(self.dtype)
+        x = look_up(self.embedding, tokens).astype(self.dtype)
         return x * jnp.asarray(self.config.scale, self.dtype) if self.config.scale != 1 else x
 
     def complete(self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -39,7 +40,7 @@ class TextEmbedding(nn.Module):
         if self.config.token_types:
             x = x + self.token_type_embedding[0].astype(self.dtype)
         if self.config.positions == "learned":
-            x = x + self.position_embedding[positions].astype(self.dtype)
+            x = x + look_up(self.position_embedding, positions).astype(self.dtype)
         return self.norm(x) if self.config.norm else x
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

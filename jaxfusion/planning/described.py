@@ -12,13 +12,13 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
+from jaxfusion.config.run import ParallelConfig
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
-from jaxfusion.parallel import AXIS, MeshParallel, Step
+from jaxfusion.parallel import MeshParallel, Step, make_mesh
 
 # Per compute capability, from the CUDA C++ Programming Guide, "Compute Capabilities": threads a multiprocessor, its
 # shared memory, and what one block may have of that. Blackwell's are as OpenXLA has them from a card.
@@ -51,10 +51,10 @@ def describe(card: Hardware) -> str:
         runtime_version {{ major: 13 }} dnn_version_info {{ major: 9 minor: 12 }}"""
 
 
-def described_mesh(hardware: str = "h200", topology: str = "1x1x1") -> Mesh:
-    """A one-axis mesh of GPUs that are only described, for `compile_for` or your own shardings.
+def described_mesh(hardware: str = "h200", topology: str = "1x1x1", config: ParallelConfig = ParallelConfig()) -> Mesh:
+    """A mesh of GPUs that are only described, for `compile_for` or your own shardings.
 
-    topology: slices x hosts x GPUs a host, as in "1x1x8".
+    topology: slices x hosts x GPUs a host, as in "1x1x8". config: the mesh's axes.
     Raises UserError for what the table or XLA does not know, and where JAX has no CUDA compiler.
     """
     if hardware not in HARDWARE:
@@ -72,19 +72,26 @@ def described_mesh(hardware: str = "h200", topology: str = "1x1x1") -> Mesh:
             f"{hardware}: this JAX cannot compile for it ({_first_line(error)}); "
             'install its CUDA build: pip install -e ".[cuda]"'
         ) from error
-    return Mesh(np.array(found.devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return make_mesh(found.devices, config)
 
 
 def compile_for(
-    step: Step, state: Any, batch: Any, *, hardware: str = "h200", topology: str = "1x1x1", donate: bool = True
+    step: Step,
+    state: Any,
+    batch: Any,
+    *,
+    hardware: str = "h200",
+    topology: str = "1x1x1",
+    config: ParallelConfig = ParallelConfig(),
+    donate: bool = True,
 ) -> jax.stages.Compiled:
-    """`step(state, batch)` compiled as `MeshParallel` would for those GPUs, the batch's rows shared out.
+    """`step(state, batch)` compiled as `MeshParallel` would for those GPUs, rows and parameters shared out.
 
     state, batch: arrays or jax.ShapeDtypeStruct; nothing is computed.
     """
-    parallel = MeshParallel(described_mesh(hardware, topology))
-    state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
-    return parallel.compile(step, donate=donate).lower(state, batch).compile()
+    parallel = MeshParallel(described_mesh(hardware, topology, config), config.rules)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.rows), batch)
+    return parallel.compile(step, donate=donate).lower(parallel.abstract(state), batch).compile()
 
 
 def _first_line(error: Exception) -> str:

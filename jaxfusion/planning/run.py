@@ -20,7 +20,8 @@ def plan_run(config: Config, rows: int = 0) -> StepPlan:
     teacher, vocab = abstract_teacher(config) or (None, config.data.vocab_size)
     config, rows = _settled(config, vocab), rows or config.train.batch_size
     batch = jax.tree.map(lambda x: np.broadcast_to(x, (rows, *x.shape[1:])), full_rows(config, 1))
-    return plan_step(config.model, config.train, batch, config.plan.hardware, config.plan.topology, teacher)
+    hardware, topology = config.plan.hardware, config.plan.topology
+    return plan_step(config.model, config.train, batch, hardware, topology, teacher, config.parallel)
 
 
 def _settled(config: Config, vocab: int) -> Config:

@@ -3,6 +3,7 @@ could be at best."""
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxfusion.config.model import (
     TransformerConfig,
     ViTConfig,
 )
-from jaxfusion.config.run import TrainConfig
+from jaxfusion.config.run import ParallelConfig, TrainConfig
 from jaxfusion.errors import UserError
 from jaxfusion.hardware import HARDWARE, Hardware
 from jaxfusion.models.encoder import choose_kernel
@@ -28,6 +29,7 @@ from jaxfusion.models.flops import count_flops
 from jaxfusion.models.vision import holds_features
 from jaxfusion.models.vlm import build, init
 from jaxfusion.parallel import MeshParallel
+from jaxfusion.parallel.sharding import check_rules
 from jaxfusion.planning.described import compile_for, described_mesh
 from jaxfusion.planning.program import Program, read_program
 from jaxfusion.training.distillation import Distillation, FromTopK
@@ -92,36 +94,41 @@ def plan_step(
     hardware: str = "h200",
     topology: str = "1x1x1",
     distillation: Distillation | FromTopK | None = None,
+    parallel: ParallelConfig = ParallelConfig(),
 ) -> StepPlan:
     """Compiles the step that a run with these settings would take with such a batch; see `described_mesh`.
 
     batch: NumPy arrays of all cards' rows. distillation: the run has this teacher, which no model FLOPs count.
+    parallel: the mesh's axes.
     Raises UserError for hardware that is not described, JAX without CUDA's compiler, rows that cannot be shared, fp8
     where the hardware has none, and cuDNN's LSTM.
     """
-    mesh, rows = described_mesh(hardware, topology), batch.tokens.shape[0]
-    MeshParallel(mesh).check_training(replace(settings, batch_size=rows), "or change config.plan.topology")
+    mesh, rows = described_mesh(hardware, topology, parallel), batch.tokens.shape[0]
+    on_mesh = MeshParallel(mesh, parallel.rules)
+    on_mesh.check_training(replace(settings, batch_size=rows), "or change config.plan.topology")
     _check_encoder(config, batch, mesh)
     model, optimizer = build(config), make_optimizer(settings)
     kept = {"trainable": settings.trainable, "frozen_dtype": settings.frozen_dtype}
     kept["map_shape"] = distillation and distillation.map_shape(model)
-    state = jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0))
+    state = on_mesh.abstract(jax.eval_shape(partial(create_state, model, optimizer, **kept), jax.random.key(0)))
+    check_rules(state.params, parallel.rules)
     optimizer_bytes = _bytes(state) - _bytes(state.params)
     parameters = {room: _bytes(part) for room, part in state.params.items()}
     if isinstance(distillation, Distillation):
         teacher = distillation.teacher
         taught_by = jax.eval_shape(lambda rng: freeze(teacher, init(teacher, rng), "compute"), jax.random.key(0))
+        taught_by = on_mesh.abstract(taught_by)
         state = state.replace(teacher=taught_by)
         parameters["teacher"] = _bytes(taught_by)
     step = make_step(model, optimizer, settings, distillation)
-    compiled = compile_for(step, state, batch, hardware=hardware, topology=topology)
+    compiled = compile_for(step, state, batch, hardware=hardware, topology=topology, config=parallel)
     return StepPlan(
         card=HARDWARE[hardware],
         devices=mesh.size,
         rows=rows,
         parameters=parameters,
         optimizer=optimizer_bytes,
-        batch=_bytes(batch) // mesh.size,
+        batch=_bytes(batch) // on_mesh.row_shares,
         program=read_program(compiled),
         flops=count_flops(config, batch, trainable=trained_paths(state.params, settings.trainable)).training,
         matmul=settings.matmul,
@@ -154,4 +161,10 @@ def _check_encoder(config: ModelConfig, batch: Batch, mesh: Mesh) -> None:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """On one card: of an array that is shared out, its part."""
+    return sum(prod(_part(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _part(leaf: Any) -> tuple[int, ...]:
+    sharding = getattr(leaf, "sharding", None)
+    return leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)

@@ -15,7 +15,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxfusion.models.rows import platform, row_axes
+from jaxfusion.models.rows import by_itself, platform, row_axes
 from jaxfusion.training.distillation import SoftTargets, Told, ToldTopK
 
 CHUNKS = 8  # at least, so that those without any loss can be skipped
@@ -202,9 +202,7 @@ def _on_mesh(
     rows, whole = PartitionSpec(axes), PartitionSpec()
     told = {0: (), 2: (rows, whole), 3: (rows, rows, rows)}[len(arrays) - 4]  # see `Told.said` and `ToldTopK.said`
     inputs, outputs = (rows, whole, rows, rows, *told), (whole, rows, whole)
-    return jax.shard_map(run_and_add, in_specs=inputs, out_specs=outputs, axis_names=set(axes), check_vma=False)(
-        *arrays
-    )
+    return by_itself(run_and_add, axes, inputs, outputs)(*arrays)
 
 
 def _run(

@@ -14,7 +14,7 @@ from jaxfusion.batch import Batch
 from jaxfusion.config.run import TrainConfig
 from jaxfusion.models.float8 import MatMul, multiplied
 from jaxfusion.models.remat import Remat, rematerialised
-from jaxfusion.models.rows import row_axes
+from jaxfusion.models.rows import by_itself, copy_axes
 from jaxfusion.models.sizes import batch_sizes
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.training.distillation import Distillation, FromTopK
@@ -122,7 +122,8 @@ def _in_parts(
 ) -> Callable[..., Any]:
     """`differentiate(trainable, fixed, batch, rng)` of `count` parts of the rows one after the other, added up.
 
-    On a mesh each device takes its own rows in parts, and the devices' sums are added up once, after the last.
+    On a mesh each device takes its own rows in parts, and sums over devices that hold the same parameters are added up
+    once, after the last. Over those that share the parameters out there is a sum a part: no device holds a whole one.
     """
 
     def run(trainable: Params, fixed: Params, batch: Batch, rng: Array) -> tuple[Params, LossSums]:
@@ -135,7 +136,7 @@ def _in_parts(
         sums, _ = jax.lax.scan(add, start, (_parts(batch, count), jax.random.split(rng, count)))
         return sums
 
-    axes = row_axes()
+    axes = copy_axes()
     if not axes:
         return run
 
@@ -144,7 +145,7 @@ def _in_parts(
 
     whole, rows = PartitionSpec(), PartitionSpec(axes)
     inputs = (whole, whole, rows, whole)
-    return jax.shard_map(run_and_add, in_specs=inputs, out_specs=whole, axis_names=set(axes), check_vma=False)
+    return by_itself(run_and_add, axes, inputs, whole)
 
 
 def _parts(batch: Batch, count: int) -> Batch:
