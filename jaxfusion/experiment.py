@@ -38,7 +38,7 @@ from jaxfusion.evaluation.support import candidates, with_support
 from jaxfusion.files import write_json
 from jaxfusion.generation.answer import Answer
 from jaxfusion.models.vlm import Model, Params, init
-from jaxfusion.parallel import make_parallel
+from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.pretrained.load import fresh_and_frozen, read_rooms, with_room_for
 from jaxfusion.pretrained.runs import origin_of
 from jaxfusion.provenance import check_data, check_made_for, check_tower, check_unchanged
@@ -298,12 +298,12 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     named, init_params = named_checkpoints(config), None
     if named:
 
-        def init_params() -> Params:
+        def init_params(parallel: Parallel) -> Params:
             rng, settings = jax.random.key(config.train.seed), config.train
             kept = partial(store, model, trainable=settings.trainable)
             floats = "compute" if settings.frozen_dtype == "int8" else settings.frozen_dtype
             abstract = jax.eval_shape(lambda r: kept(init(model, r), frozen_dtype=floats), rng)
-            params = kept(read_rooms(model, named, rng, abstract), frozen_dtype=settings.frozen_dtype)
+            params = kept(read_rooms(model, named, rng, abstract, parallel.place), frozen_dtype=settings.frozen_dtype)
             if prepared is not None and prepared.features:
                 check_tower(prepared, params["vision"])
             return params

@@ -6,9 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
-from jax.sharding import Sharding
-
 from jaxfusion.config import Config
 from jaxfusion.config.model import ModelConfig, Network, Vision
 from jaxfusion.data.prepared import ABOUT, About, Prepared
@@ -20,6 +17,7 @@ from jaxfusion.parallel import Parallel
 from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
 from jaxfusion.pretrained.families import FAMILIES
 from jaxfusion.pretrained.load import Shardings, load, open_family_tokenizer, with_room_for
+from jaxfusion.pretrained.table import flatten, unflatten
 from jaxfusion.provenance import check_told, vocabulary_fingerprint, weights_fingerprint
 from jaxfusion.text.tokenizer import Tokenizer, open_tokenizer
 from jaxfusion.training.distillation import Distillation, FromTopK
@@ -87,17 +85,13 @@ def _listen(config: Config, workdir: Path, prepared: Prepared, parallel: Paralle
 
 def _take(config: Config, student: Model, workdir: Path, parallel: Parallel) -> tuple[Distillation, Params]:
     """The only copy of the parameters is the one that is placed."""
-
-    def where(_: str, shape: jax.ShapeDtypeStruct) -> Sharding:
-        return parallel.abstract(shape).sharding
-
-    distillation, params = open_teacher(config, student, where)
+    distillation, params = open_teacher(config, student, parallel.place)
     keep_teacher(config, weights_fingerprint(params), workdir)
-    leaves, tree = jax.tree.flatten(params)
+    leaves = flatten(params)
     del params
-    for number, leaf in enumerate(leaves):
-        leaves[number] = leaf = parallel.put_state(leaf)  # and what it was is gone
-    return distillation, tree.unflatten(leaves)
+    for path in leaves:
+        leaves |= parallel.put_state({path: leaves[path]})  # and what it was is gone
+    return distillation, unflatten(leaves)
 
 
 def open_teacher(config: Config, student: Model, shardings: Shardings = None) -> tuple[Distillation, Params]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 
 from jaxfusion.config.run import ParallelConfig, ShardingRule
 from jaxfusion.errors import UserError
 from jaxfusion.models.rows import AXES
-from jaxfusion.parallel.sharding import shardings
+from jaxfusion.parallel.sharding import partition, shardings
 from jaxfusion.parallel.strategy import Parallel, Step, Tree
 
 
@@ -55,9 +55,5 @@ class MeshParallel(Parallel):
     def unreplicate(self, state: Tree) -> Tree:
         return state
 
-    def abstract(self, shapes: Tree) -> Tree:
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            shardings(shapes, self.mesh, self.rules),
-        )
+    def place(self, path: str, shape: jax.ShapeDtypeStruct) -> Sharding:
+        return NamedSharding(self.mesh, partition(path, shape.shape, self.mesh.shape, self.rules))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxfusion.models.rows import DATA
 from jaxfusion.parallel.strategy import Parallel, Step, Tree
@@ -34,6 +34,5 @@ class PmapParallel(Parallel):
     def unreplicate(self, state: Tree) -> Tree:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
 
-    def abstract(self, shapes: Tree) -> Tree:
-        first = SingleDeviceSharding(self.mesh.devices.flat[0])
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), shapes)
+    def place(self, path: str, shape: jax.ShapeDtypeStruct) -> Sharding:
+        return SingleDeviceSharding(self.mesh.devices.flat[0])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxfusion.config.run import TrainConfig
@@ -91,6 +92,17 @@ class Parallel(ABC):
         """The tree as one copy of it, whatever `put_state` and `compile` made of it."""
 
     @abstractmethod
+    def place(self, path: str, shape: jax.ShapeDtypeStruct) -> Sharding:
+        """Where an array of a state had best be before `put_state`: what is read, restored or made anew goes there.
+
+        path: in the state, or in a part of it, as in "decoder/layers/mlp/up/kernel".
+        """
+
     def abstract(self, shapes: Tree) -> Tree:
-        """Shapes with the sharding that arrays had best have before `put_state`: for a checkpoint to restore to, and
-        for new ones to be made on."""
+        """Shapes with their `place`."""
+
+        def placed(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+            where = self.place(jax.tree_util.keystr(path, simple=True, separator="/"), x)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+        return jax.tree_util.tree_map_with_path(placed, shapes)

@@ -76,11 +76,18 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
     return model, params
 
 
-def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstract: Params | None = None) -> Params:
+def read_rooms(
+    model: Model,
+    checkpoints: Mapping[Room, str],
+    rng: Array,
+    abstract: Params | None = None,
+    shardings: Shardings = None,
+) -> Params:
     """The parameters of a model whose rooms come from checkpoints or runs: theirs, and fresh ones for the rest.
 
     checkpoints: by the config's key that named them, as in `config.pretrained`.
     abstract: shapes of all parameters, in the dtypes that theirs are to be read in; None: float32.
+    shardings: of the checkpoints' parameters, as in `load`.
     """
     if abstract is None:
         abstract = jax.eval_shape(lambda r: init(model, r), rng)
@@ -92,7 +99,9 @@ def read_rooms(model: Model, checkpoints: Mapping[Room, str], rng: Array, abstra
         checkpoint = open_checkpoint(name)
         family = family_of(checkpoint, FAMILIES)
         rows = _table(model, room, family)
-        params, report = read_params(checkpoint, rows, abstract, ignored=family.ignored, aliases=family.aliases)
+        params, report = read_params(
+            checkpoint, rows, abstract, shardings=shardings, ignored=family.ignored, aliases=family.aliases
+        )
         _tell(report)
         leaves |= flatten(params)
     return complete(model, unflatten(leaves), rng)

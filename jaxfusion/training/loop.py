@@ -15,6 +15,7 @@ from jaxfusion.config import Config
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import Parallel, make_parallel
+from jaxfusion.parallel.sharding import check_rules
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.compilations import Recompilations, counted_compilations
 from jaxfusion.training.distillation import Distillation, FromTopK
@@ -38,7 +39,7 @@ def train(
     *,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_fully: Callable[[Params], Mapping[str, float]] | None = None,
-    init_params: Callable[[], Params] | None = None,
+    init_params: Callable[[Parallel], Params] | None = None,
     teacher: Callable[[Parallel], tuple[Distillation | FromTopK, Params | None]] | None = None,
     profile: Path | None = None,
 ) -> TrainState:
@@ -47,7 +48,8 @@ def train(
     iterator: gives batches of train.batch_size rows for ever; its get_state and set_state speak JSON-able dicts.
     evaluate: parameters to numbers for a row of metrics.jsonl, every evaluate.every steps (but not after the last one).
     evaluate_fully: in its place every evaluate.full_every steps.
-    init_params: gives what a new run begins with, where that is not fresh parameters; a run that goes on needs none.
+    init_params: gives what a new run begins with, where that is not fresh parameters, where `Parallel.place` says; a
+        run that goes on needs none.
     teacher: gives a frozen model to learn from, and its parameters as `Parallel.put_state` places them, or none for one
         that has spoken beforehand. It is asked once, at the beginning; no checkpoint has them.
     profile: where a trace of five steps goes, once the run is warm.
@@ -68,9 +70,13 @@ def train(
     step_fn = parallel.compile(make_step(model, optimizer, settings, distillation), donate=True)
 
     with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
-        restored = checkpoints.restore_latest(parallel.abstract(jax.eval_shape(new_state)))
+        shapes = parallel.abstract(jax.eval_shape(new_state))
+        check_rules(shapes.params, config.parallel.rules)
+        restored = checkpoints.restore_latest(shapes)
         if restored is None:
-            state = jax.jit(new_state, donate_argnames="params")(params=init_params and init_params())
+            places = jax.tree.map(lambda leaf: leaf.sharding, shapes)  # a large state is never whole on one device
+            begin = jax.jit(new_state, donate_argnames="params", out_shardings=places)
+            state = begin(params=init_params and init_params(parallel))
         else:
             state, iterator_state = restored
             iterator.set_state(iterator_state)
