@@ -50,10 +50,7 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
         model, params = load_run(source)
         model = replace(model, config=replace(model.config, dtype=dtype))
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), dequantise(params, dtype))
-        if shardings is not None:
-            placed = place(flatten(jax.eval_shape(lambda: params)), shardings)
-            params = jax.device_put(params, unflatten({path: shape.sharding for path, shape in placed.items()}))
-        return model, params
+        return model, unflatten(_put(flatten(params), shardings))
     checkpoint = open_checkpoint(source)
     family = family_of(checkpoint, FAMILIES)
     pixels = read_pixels(checkpoint.home, family.model_type) if family.room in ("vision", "whole") else None
@@ -76,6 +73,13 @@ def load(source: str | Path, *, dtype: Dtype = "float32", shardings: Shardings =
     return model, params
 
 
+def _put(leaves: dict[str, Array], shardings: Shardings) -> dict[str, Array]:
+    if shardings is None:
+        return leaves
+    placed = place(jax.eval_shape(lambda: leaves), shardings)
+    return {path: jax.device_put(leaf, placed[path].sharding) for path, leaf in leaves.items()}
+
+
 def read_rooms(
     model: Model,
     checkpoints: Mapping[Room, str],
@@ -94,7 +98,7 @@ def read_rooms(
     leaves: dict[str, Any] = {}
     for room, name in checkpoints.items():
         if is_run(Path(name)):
-            leaves |= room_params(name, room, abstract)
+            leaves |= _put(room_params(name, room, abstract), shardings)
             continue
         checkpoint = open_checkpoint(name)
         family = family_of(checkpoint, FAMILIES)
