@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _chat(args, overrides)
         elif mode == "plan":
             _plan(args, overrides)
+        elif mode == "inspect":
+            _inspect(args)
         else:
             _generate(args, overrides)
     except UserError as error:
@@ -82,12 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-MODES = ("train", "evaluate", "generate", "export", "prepare", "plan", "serve", "chat")
+MODES = ("train", "evaluate", "generate", "export", "prepare", "plan", "inspect", "serve", "chat")
 
 # What uses an option that is not of all modes; --config stands for its values, --config.NAME, too.
 USED_BY = {
     "config": ("train", "evaluate", "generate", "prepare", "plan", "serve", "chat"),
-    "workdir": ("train", "evaluate", "generate", "export", "serve", "chat"),
+    "workdir": ("train", "evaluate", "generate", "export", "inspect", "serve", "chat"),
     "checkpoint": ("serve", "chat"),
     "image": ("generate",),
     "video": ("generate",),
@@ -383,6 +385,16 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     first = plan_run(config)
     search = largest_batch(first, first.devices * unit, partial(plan_run, config)) if wanted.largest_batch else None
     tell_plan(first, search, console, args.output)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from jaxfusion.inspection import inspect_run
+
+    if args.workdir is None:
+        raise UserError("--workdir: none was given; name the directory of a run, for example runs/quickstart")
+    inspect_run(args.workdir, Console())
 
 
 def _serve(args: argparse.Namespace, overrides: dict[str, str]) -> None:
