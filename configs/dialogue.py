@@ -8,7 +8,7 @@ def get_config():
     config.data.name = "digit_dialogues"
     config.data.task = "dialogue"
     config.data.languages = ("en", "zh")
-    config.data.others = ({"name": "digit_scenes", "task": "question_answer"},)  # to learn sooner what is seen
+    config.data.others = ({"name": "digit_scenes", "task": "caption"},)  # from which digits are soon told apart
     config.data.packing = "best-fit"
     config.data.row_length = 256  # two to four pictures, each with what is said of it
 

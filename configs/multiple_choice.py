@@ -8,7 +8,7 @@ def get_config():
     config.data.name = "digit_choices"
     config.data.task = "question_answer"
     config.data.languages = ("en", "zh")
-    config.data.others = ({"name": "digit_scenes", "task": "question_answer"},)  # where an answer is what is seen, too
+    config.data.others = ({"name": "digit_scenes", "task": "caption"},)  # from which digits are soon told apart
     config.data.packing = "best-fit"
     config.data.row_length = 336  # two pictures or three, each with four questions, their choices and the letters
 
