@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m benchmarks.collectives",
         description="What a step sends between GPUs, compiled for H200s that are not there.",
-        epilog="Sizes are of the collectives' results on one card; a sum over cards counts once. It needs JAX's CUDA build "
-        " (pip install -e '.[cuda]') and JAX_PLATFORMS=cpu, and a minute or two for each line.",
+        epilog="Sizes are of the collectives' results on one card; a sum over cards counts once. It needs JAX's CUDA "
+        "build (pip install -e '.[cuda]') and JAX_PLATFORMS=cpu, and a minute or two for each line.",
     )
     parser.add_argument("--presets", nargs="+", choices=GPU_PRESETS, default=["vlm_1b_packed", "llava_7b_packed"])
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
