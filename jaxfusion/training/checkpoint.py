@@ -6,7 +6,8 @@ from the pretrained checkpoint that they may have come from: that may be moved o
 frozen is not all from there (new rows of a vocabulary, kernels in 8 bits).
 
 Orbax writes in the background to a temporary directory and renames it when all is there, so a run that is killed in
-the middle of a save leaves the earlier checkpoints, and nothing that looks like a checkpoint and is not.
+the middle of a save leaves the earlier checkpoints, and nothing that looks like a checkpoint and is not. What a disk or
+a copy has damaged since is passed over for the one before.
 """
 
 import logging
@@ -19,6 +20,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Params
+from jaxfusion.training.broken import BrokenError, Tell, newest_whole, read_or_broken, set_aside, tell_stderr
 from jaxfusion.training.state import TrainState
 from jaxfusion.training.trainable import join, split
 
@@ -30,11 +32,15 @@ PARAMS, OPTIMIZER, ITERATOR, FROZEN = "params", "optimizer", "iterator", "frozen
 class Checkpoints:
     """The checkpoints of one workdir; a context manager that finishes the last save on leaving."""
 
-    def __init__(self, workdir: Path, keep: int) -> None:
-        """keep: how many of the newest checkpoints stay. Raises UserError if that is none."""
+    def __init__(self, workdir: Path, keep: int, tell: Tell = tell_stderr) -> None:
+        """keep: how many of the newest checkpoints stay. tell: takes a line on what went wrong and was got over.
+
+        Raises UserError if none would stay.
+        """
         if keep < 1:
             raise UserError(f"config.train.keep_checkpoints: {keep} would leave none to continue from; use 1 or more")
         self.directory = workdir.absolute() / "checkpoints"
+        self._tell = tell
         self._manager = _manager(self.directory, max_to_keep=keep, cleanup_tmp_directories=True)
 
     def __enter__(self) -> "Checkpoints":
@@ -68,24 +74,32 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore_latest(self, abstract_state: TrainState) -> tuple[TrainState, IteratorState] | None:
-        """State and iterator state of the newest checkpoint; None where there is none yet.
+        """State and iterator state of the newest checkpoint that is whole; None where there is none yet.
 
+        Newer ones that are broken are told of and renamed, so that their steps can be saved again.
         abstract_state: the state's shapes and, where it matters, shardings: arrays come back on just those.
-        Raises UserError if the checkpoint holds another model's or optimizer's state.
+        Raises UserError if the checkpoint holds another model's or optimizer's state, or none is whole.
         """
         self._manager.wait_until_finished()
-        step = self.latest_step
-        if step is None:
+        if self.latest_step is None:
             return None
         rest = _rest(abstract_state)
         learned, frozen = split(abstract_state.params, abstract_state.trainable)
-        _check_fit(self._manager, step, self.directory, {PARAMS: learned, OPTIMIZER: rest})
-        items = {
-            PARAMS: ocp.args.StandardRestore(_with_sharding(learned)),
-            OPTIMIZER: ocp.args.StandardRestore(_with_sharding(rest)),
-            ITERATOR: ocp.args.JsonRestore(),
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+
+        def read(step: int) -> Any:
+            _check_fit(self._manager, step, self.directory, {PARAMS: learned, OPTIMIZER: rest})
+            items = {
+                PARAMS: ocp.args.StandardRestore(_with_sharding(learned)),
+                OPTIMIZER: ocp.args.StandardRestore(_with_sharding(rest)),
+                ITERATOR: ocp.args.JsonRestore(),
+            }
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+        step, restored, broken = newest_whole(self.directory, self._manager.all_steps(), read)
+        for other, reason in broken.items():
+            self._tell(f"{set_aside(self.directory, other)} is broken ({reason}); going on from step {step}")
+        if broken:
+            self._manager.reload()
         params = join(restored[PARAMS], _restore_frozen(self.directory, frozen))
         return abstract_state.replace(params=params, **restored[OPTIMIZER]), restored[ITERATOR]
 
@@ -95,23 +109,36 @@ class Checkpoints:
 
 
 def restore_params(workdir: Path, abstract_params: Params, trainable: tuple[str, ...] = ("*",)) -> Params:
-    """The parameters of the newest checkpoint, for evaluation and generation.
+    """The parameters alone of `restore_newest`."""
+    return restore_newest(workdir, abstract_params, trainable)[0]
 
-    abstract_params: shapes, dtypes and, where it matters, shardings. trainable: the run's globs.
-    Raises UserError if there is no checkpoint or it holds another model's parameters.
+
+def restore_newest(
+    workdir: Path, abstract_params: Params, trainable: tuple[str, ...] = ("*",), tell: Tell = tell_stderr
+) -> tuple[Params, int]:
+    """The parameters of the newest checkpoint that is whole, for evaluation and generation, and its step.
+
+    abstract_params: shapes, dtypes and, where it matters, shardings. trainable: the run's globs. tell: takes a line on
+    a newer one that is broken, which stays where it is.
+    Raises UserError if there is no checkpoint, none is whole, or it holds another model's parameters.
     """
     directory = workdir.absolute() / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{workdir}: there is no trained model in it; train first, or give a run's directory")
     with _manager(directory, read_only=True) as manager:
-        step = manager.latest_step()
-        if step is None:
+        if manager.latest_step() is None:
             raise UserError(f"{workdir}: it holds no finished checkpoint; train on until the first one is saved")
         learned, frozen = split(abstract_params, trainable)
-        _check_fit(manager, step, directory, {PARAMS: learned})
-        items = {PARAMS: ocp.args.StandardRestore(_with_sharding(learned))}
-        restored = manager.restore(step, args=ocp.args.Composite(**items))[PARAMS]
-        return join(restored, _restore_frozen(directory, frozen))
+
+        def read(step: int) -> Params:
+            _check_fit(manager, step, directory, {PARAMS: learned})
+            items = {PARAMS: ocp.args.StandardRestore(_with_sharding(learned))}
+            return manager.restore(step, args=ocp.args.Composite(**items))[PARAMS]
+
+        step, restored, broken = newest_whole(directory, manager.all_steps(), read)
+        for other, reason in broken.items():
+            tell(f"{directory / str(other)} is broken ({reason}); taking the parameters of step {step}")
+        return join(restored, _restore_frozen(directory, frozen)), step
 
 
 def _restore_frozen(directory: Path, abstract: Params) -> Params:
@@ -120,9 +147,21 @@ def _restore_frozen(directory: Path, abstract: Params) -> Params:
     home = directory.parent / FROZEN
     if not home.is_dir():
         raise UserError(f"{home}: the run's frozen parameters are missing; copy that directory along with the steps")
-    with ocp.StandardCheckpointer() as checkpointer:
-        _compare(home, FROZEN, _shapes(checkpointer.metadata(home).item_metadata), _shapes(abstract))
-        return checkpointer.restore(home, _with_sharding(abstract))
+
+    def read() -> Params:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = _shapes(checkpointer.metadata(home).item_metadata)
+            if not stored:  # what Orbax makes of a file that is not there, or not whole
+                raise BrokenError("its list of arrays cannot be read")
+            _compare(home, FROZEN, stored, _shapes(abstract))
+            return checkpointer.restore(home, _with_sharding(abstract))
+
+    try:
+        return read_or_broken(read)
+    except BrokenError as error:
+        raise UserError(
+            f"{home}: the run's frozen parameters cannot be read ({error}); put a whole copy in their place"
+        ) from None
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
@@ -139,8 +178,8 @@ def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Orbax reports its every step through absl's logger; its errors are raised as well."""
-    return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    """Orbax reports its every step through absl's logger, and its errors, which it raises as well, at length."""
+    return "orbax" not in record.pathname
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -156,9 +195,16 @@ def _with_sharding(shapes: Any) -> Any:
 
 
 def _check_fit(manager: ocp.CheckpointManager, step: int, directory: Path, wanted: dict[str, Any]) -> None:
+    """Raises UserError where the checkpoint is of something else, and BrokenError where it lacks a part."""
+    for item in (*wanted, ITERATOR):
+        if not (directory / str(step) / item).is_dir():
+            raise BrokenError(f"{item} is missing")
     stored = manager.item_metadata(step)
     for item, tree in wanted.items():
-        _compare(directory / str(step), item, _shapes(stored[item]), _shapes(tree))
+        theirs = _shapes(stored[item])
+        if not theirs:  # what Orbax makes of a file that is not there
+            raise BrokenError(f"{item}/_METADATA is missing")
+        _compare(directory / str(step), item, theirs, _shapes(tree))
 
 
 def _compare(checkpoint: Path, item: str, theirs: dict[str, tuple], ours: dict[str, tuple]) -> None:

@@ -56,7 +56,7 @@ def train(
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
     does not fit the model, data that end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run
-    after the step in progress with a checkpoint and SystemExit; a second one has its usual effect.
+    after the step in progress with a checkpoint and SystemExit, of code 130 and 0; a second one has its usual effect.
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
@@ -69,7 +69,10 @@ def train(
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
     step_fn = parallel.compile(make_step(model, optimizer, settings, distillation), donate=True)
 
-    with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
+    with (
+        Progress(settings.num_steps) as progress,
+        Checkpoints(workdir, settings.keep_checkpoints, progress.say) as checkpoints,
+    ):
         shapes = parallel.abstract(jax.eval_shape(new_state))
         check_rules(shapes.params, config.parallel.rules)
         restored = checkpoints.restore_latest(shapes)
@@ -159,7 +162,8 @@ def train(
         if step < settings.num_steps:
             checkpoints.wait()
             progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
-            raise SystemExit(128 + stopped[0])
+            # A scheduler that takes the machine away sends SIGTERM, and would count another code as a failure.
+            raise SystemExit(0 if stopped[0] == signal.SIGTERM else 128 + stopped[0])
     return parallel.unreplicate(state.replace(teacher=None))
 
 

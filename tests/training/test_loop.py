@@ -28,6 +28,7 @@ from jaxfusion.training.loop import stop_signals, train
 from jaxfusion.training.metrics import read_metrics
 from jaxfusion.training.optimizer import make_optimizer
 from jaxfusion.training.state import TrainState, create_state
+from jaxfusion.workdir import latest_step
 
 ROWS, LENGTH, VOCAB = 4, 6, 7
 
@@ -145,16 +146,31 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(finished, tmp_path, 
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys):
+def test_where_the_last_checkpoint_is_broken_its_steps_are_trained_again(finished, tmp_path, capsys):
+    workdir = tmp_path / "broken"
+    shutil.copytree(finished.workdir, workdir)
+    (workdir / "checkpoints" / "10" / "optimizer" / "manifest.ocdbt").write_bytes(b"")
+    assert_same(run(CONFIG, workdir), finished.state)
+    output = capsys.readouterr().out
+    assert "10.broken is broken" in output and "continuing from step 9" in output
+    assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == [4, 8, 10]
+    assert latest_step(workdir) == 10
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
+    """SIGTERM comes from a scheduler that wants the machine, and takes any other code for a failure."""
+
     def stop(_params):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return {}
 
     with pytest.raises(SystemExit) as exit_info:
         run(make_config(9, log_every=2, checkpoint_every=100, evaluate_every=4), tmp_path, stop)
-    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert exit_info.value.code == code
     assert saved_steps(tmp_path) == [5]
-    assert "stopped after step 5" in capsys.readouterr().out
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "stopped after step 5" in line]
+    assert "run the same command again to go on" in line
 
 
 def test_the_first_signal_waits_and_the_second_acts(request):
