@@ -21,6 +21,7 @@ from jaxfusion.data.loader import (
     check_augment,
     check_lookup,
     held_out,
+    names_in_batch,
     open_dataset,
     settle_images_per_row,
     train_iterator,
@@ -282,9 +283,8 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         del params  # the last checkpoint is broken: its steps are trained again
     prepared = experiment.source if isinstance(experiment.source, Prepared) else None
     teacher = teacher_of(config, model, workdir, prepared)
-    iterator = train_iterator(
-        experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
-    )
+    read = (experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed)
+    iterator = train_iterator(*read)
     # Read now, where they are needed: what is wrong with them is told before training.
     if config.evaluate.every or config.evaluate.full_every:
         samples = experiment.samples
@@ -320,6 +320,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         evaluate_fully=everything,
         init_params=init_params,
         teacher=teacher,
+        names=partial(names_in_batch, *read),
         profile=profile,
     )
     return _evaluate(experiment, state.params, int(state.step))

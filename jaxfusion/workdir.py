@@ -27,6 +27,7 @@ FREE_SETTINGS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.max_skipped",
     "train.remat",
     *(f"model.{room}.scan_layers" for room in ("vision", "encoder", "decoder")),
     "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`

@@ -20,6 +20,7 @@ LEAST = {
     "train.seed": 0,
     "train.checkpoint_every": 0,
     "train.log_every": 0,
+    "train.max_skipped": 0,
     "data.row_length": 1,
     "data.images_per_row": 0,
     "data.frames": 1,

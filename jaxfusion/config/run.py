@@ -141,6 +141,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 20
+    # Updates in a row that may be left out because their loss or gradient was not finite; one more ends the run.
+    max_skipped: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def newest_whole(
 
 
 def read_or_broken(read: Callable[[], Read]) -> Read:
-    """read(), where what files are to blame for becomes BrokenError: not another model's, and not want of memory or rights.
+    """read(); what the files are to blame for becomes BrokenError, unlike another model's, or want of memory or rights.
 
     Orbax and TensorStore raise whatever comes up for a damaged file, from KeyError to a plain Exception.
     """

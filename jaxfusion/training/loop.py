@@ -1,6 +1,6 @@
 """The training loop: from the last checkpoint, or from nothing, to num_steps."""
 
-import math
+import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +26,7 @@ from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxfusion.training.prefetch import Prefetch
 from jaxfusion.training.profile import Trace
 from jaxfusion.training.progress import Progress
+from jaxfusion.training.skipped import Names, SkippedUpdates
 from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import make_step
 from jaxfusion.training.trainable import trained_paths
@@ -41,6 +42,7 @@ def train(
     evaluate_fully: Callable[[Params], Mapping[str, float]] | None = None,
     init_params: Callable[[Parallel], Params] | None = None,
     teacher: Callable[[Parallel], tuple[Distillation | FromTopK, Params | None]] | None = None,
+    names: Names | None = None,
     profile: Path | None = None,
 ) -> TrainState:
     """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
@@ -52,11 +54,13 @@ def train(
         run that goes on needs none.
     teacher: gives a frozen model to learn from, and its parameters as `Parallel.put_state` places them, or none for one
         that has spoken beforehand. It is asked once, at the beginning; no checkpoint has them.
+    names: gives the names of the samples in the batch after a state of the iterator, to tell which spoil updates.
     profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
-    does not fit the model, data that end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run
-    after the step in progress with a checkpoint and SystemExit, of code 130 and 0; a second one has its usual effect.
+    does not fit the model, data that end, and more than train.max_skipped updates in a row whose loss or gradient is
+    not finite. SIGINT and SIGTERM end the run after the step in progress with a checkpoint and SystemExit, of code 130
+    and 0; a second one has its usual effect.
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
@@ -94,6 +98,7 @@ def train(
             progress.say(describe_teacher(distillation, model))
         state = parallel.put_state(state).replace(teacher=told_by)
         del told_by
+        iterator_state = copy.deepcopy(iterator.get_state())
 
         with (
             stop_signals() as stopped,
@@ -105,16 +110,18 @@ def train(
             trained = trained_paths(state.params, settings.trainable)
             window = Window(log.seconds, Meters.of_devices(model.config, trained))
             recompilations = Recompilations()
+            skipped = SkippedUpdates(workdir, settings.max_skipped, names, progress.say)
 
-            def finish(step: int, metrics: Any, waited: float) -> None:
+            def finish(step: int, metrics: Any, waited: float, before: dict[str, Any]) -> None:
                 """Reads the metrics of a step, which waits for it, and writes the row that ends with it."""
                 numbers = {name: float(x) for name, x in jax.device_get(parallel.unreplicate(metrics)).items()}
-                if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
-                    raise UserError(_not_finite(step, numbers, checkpoints.latest_step))
+                skipped.note(step, numbers, before, checkpoints.latest_step)
                 window.add(numbers, waited)
                 progress.step(step)
                 if _due(step, settings.log_every) or step == settings.num_steps:
-                    row = {**window.close(), "learning_rate": float(learning_rate(step - 1))}
+                    row = window.close()
+                    made = step - log.skipped_updates - row["skipped_updates"]  # schedules stand still where none is
+                    row["learning_rate"] = float(learning_rate(max(made - 1, 0)))
                     row |= {"compilations": recompilations.count} | peak_memory()
                     log.write(step, row)
                     progress.row(step, row)
@@ -128,6 +135,7 @@ def train(
                     raise UserError(
                         f"config.data: the training data end after step {step - 1}; let the iterator repeat them"
                     )
+                before = iterator_state
                 batch, iterator_state = taken
                 trace.start_before(step)
                 compiled_before = compilations()
@@ -136,7 +144,7 @@ def train(
                     progress.say(warning)
                 if unread is not None:
                     finish(*unread)  # one step late, so that the device never waits for the host
-                unread = (step, metrics, waited)
+                unread = (step, metrics, waited, before)
 
                 last = step == settings.num_steps or bool(stopped)
                 traced = trace.is_over_after(step)
@@ -146,7 +154,7 @@ def train(
                     full = evaluate_fully if _due(step, config.evaluate.full_every) else None
                     test = full or (evaluate if _due(step, config.evaluate.every) else None)
                 if save or test or traced:
-                    finish(*unread)  # before a save: a checkpoint's rows are written, and its numbers finite
+                    finish(*unread)  # before a save: a checkpoint's rows are written
                     unread = None
                 if traced:
                     progress.say(trace.stop())
@@ -179,14 +187,6 @@ def _is_running(metrics: Any) -> bool:
 def _due(step: int, every: int) -> bool:
     """0 means never: at the end only."""
     return every > 0 and step % every == 0
-
-
-def _not_finite(step: int, numbers: Mapping[str, float], saved: int | None) -> str:
-    kept = "no checkpoint was saved yet" if saved is None else f"the checkpoint of step {saved} is kept"
-    return (
-        f"config.train.learning_rate: at step {step} the loss is {numbers['loss']} and the gradient's norm "
-        f"{numbers['gradient_norm']}; lower the rate, or lengthen the warm-up, in a new workdir ({kept})"
-    )
 
 
 @contextmanager

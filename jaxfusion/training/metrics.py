@@ -18,7 +18,7 @@ MEANS = (
     "gradient_norm",
     "divergence",
     "feature_distance",
-)  # of a step's metrics; the others are sums
+)  # of a step's metrics, where it made an update; the others are sums
 
 
 class Window:
@@ -48,9 +48,15 @@ class Window:
         self._mark = time.perf_counter()
 
     def close(self) -> Row:
-        """The window's numbers, and a new window. Where only the first step is in it, there are no rates and shares."""
+        """The window's numbers, and a new window. Where only the first step is in it, there are no rates and shares.
+
+        Means are None where all updates were skipped.
+        """
         self.seconds += self._elapsed
-        row = {name: _sum(name, self._steps) / len(self._steps) for name in MEANS if name in self._steps[0]}
+        made = [step for step in self._steps if not step["skipped_updates"]]
+        names = [name for name in MEANS if name in self._steps[0]]
+        row: Row = {name: _sum(name, made) / len(made) if made else None for name in names}
+        row["skipped_updates"] = int(_sum("skipped_updates", self._steps))
         if self._timed:
             sizes = {name: _sum(name, self._timed) for name in self._timed[0] if name not in MEANS}
             row |= self.meters.read(sizes, len(self._timed), self._elapsed, self._waited)
@@ -105,6 +111,10 @@ class MetricsLog:
     def seconds(self) -> float:
         """Training time up to the last row that has it."""
         return next((row["seconds"] for row in reversed(self.rows) if "seconds" in row), 0.0)
+
+    @property
+    def skipped_updates(self) -> int:
+        return sum(row.get("skipped_updates", 0) for row in self.rows)
 
     def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
         row = {"step": step, **numbers}
