@@ -28,6 +28,9 @@ FREE_SETTINGS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.max_skipped",
+    "train.keep_every",
+    "train.keep_best",
+    "train.warn_stalled",
     "train.remat",
     *(f"model.{room}.scan_layers" for room in ("vision", "encoder", "decoder")),
     "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`

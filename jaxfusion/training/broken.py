@@ -1,6 +1,8 @@
-"""Checkpoints that a disk, a copy or a kill has left broken: the newest one that is whole is found before them."""
+"""Checkpoints that a disk or a copy has left broken: the newest one that is whole is found before them."""
 
 import itertools
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,14 +55,15 @@ def read_or_broken(read: Callable[[], Read]) -> Read:
     except (UserError, BrokenError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        reason = reason_of(error)
-        if reason.startswith(("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
+        if str(error).startswith(("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
             raise
-        raise BrokenError(reason) from error
+        raise BrokenError(reason_of(error)) from error
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in one line that is not too long."""
+    """An error in one line that is not too long; of TensorStore's what the system said alone, if that is the cause."""
+    if number := re.search(r"\[os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 

@@ -7,20 +7,31 @@ frozen is not all from there (new rows of a vocabulary, kernels in 8 bits).
 
 Orbax writes in the background to a temporary directory and renames it when all is there, so a run that is killed in
 the middle of a save leaves the earlier checkpoints, and nothing that looks like a checkpoint and is not. What a disk or
-a copy has damaged since is passed over for the one before.
+a copy has damaged since is passed over for the one before. A save that fails, as on a full disk, is told of.
 """
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import orbax.checkpoint.checkpoint_managers as policies
 from jax.sharding import SingleDeviceSharding
 
 from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Params
-from jaxfusion.training.broken import BrokenError, Tell, newest_whole, read_or_broken, set_aside, tell_stderr
+from jaxfusion.training.best import Best
+from jaxfusion.training.broken import (
+    BrokenError,
+    Tell,
+    newest_whole,
+    read_or_broken,
+    reason_of,
+    set_aside,
+    tell_stderr,
+)
 from jaxfusion.training.state import TrainState
 from jaxfusion.training.trainable import join, split
 
@@ -28,12 +39,18 @@ IteratorState = dict[str, Any]
 
 PARAMS, OPTIMIZER, ITERATOR, FROZEN = "params", "optimizer", "iterator", "frozen"
 
+# What Orbax and TensorStore raise where something cannot be written.
+CANNOT_WRITE = (OSError, ValueError)
+
 
 class Checkpoints:
     """The checkpoints of one workdir; a context manager that finishes the last save on leaving."""
 
-    def __init__(self, workdir: Path, keep: int, tell: Tell = tell_stderr) -> None:
-        """keep: how many of the newest checkpoints stay. tell: takes a line on what went wrong and was got over.
+    def __init__(
+        self, workdir: Path, keep: int, tell: Tell = tell_stderr, *, every: int = 0, best: Best | None = None
+    ) -> None:
+        """keep: how many of the newest checkpoints stay. every: those whose step it divides do for ever; 0: none. So
+        does the best one. tell: takes a line on what went wrong and was got over.
 
         Raises UserError if none would stay.
         """
@@ -41,13 +58,25 @@ class Checkpoints:
             raise UserError(f"config.train.keep_checkpoints: {keep} would leave none to continue from; use 1 or more")
         self.directory = workdir.absolute() / "checkpoints"
         self._tell = tell
-        self._manager = _manager(self.directory, max_to_keep=keep, cleanup_tmp_directories=True)
+        self.failure: str | None = None  # why the last save has failed, where it has
+        self._saving: int | None = None
+        self._given_up = [FROZEN]
+        kept = [policies.LatestN(keep), *([policies.EveryNSteps(every)] if every else []), *([best] if best else [])]
+        policy = policies.AnyPreservationPolicy(kept)
+        self._manager = _manager(self.directory, preservation_policy=policy, cleanup_tmp_directories=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.wait()
         self._manager.close()
+        self._clear()
+
+    @property
+    def steps(self) -> frozenset[int]:
+        """Of which there are checkpoints."""
+        return frozenset(self._manager.all_steps())
 
     @property
     def latest_step(self) -> int | None:
@@ -59,19 +88,49 @@ class Checkpoints:
         the frozen parameters to be written.
 
         iterator_state: JSON-able, after the batch of this step. A step that is already saved is not saved again.
+        Where it cannot be written that is told, here or later, and the checkpoints before stay.
         """
+        self.wait()
         if step == self.latest_step:
             return
+        self._clear()
+        self.failure, self._saving = None, step
         learned, frozen = split(state.params, state.trainable)
-        if frozen and self.latest_step is None:  # also over those that a run left which got no further
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(self.directory.parent / FROZEN, frozen, force=True)
         items = {
             PARAMS: ocp.args.StandardSave(learned),
             OPTIMIZER: ocp.args.StandardSave(_rest(state)),
             ITERATOR: ocp.args.JsonSave(iterator_state),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        try:
+            if frozen and self.latest_step is None:  # also over those that a run left which got no further
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save(self.directory.parent / FROZEN, frozen, force=True)
+                    checkpointer.wait_until_finished()  # leaving alone would not raise what goes wrong
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        except CANNOT_WRITE as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Tells of a save that failed, and makes room of what it left. Nothing that it would have replaced is gone."""
+        self.failure = reason_of(error)
+        self._given_up.append(f"{self.directory.name}/{self._saving}")
+        self._clear()
+        self._manager.reload()
+        newest = self.latest_step
+        kept = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is that of step {newest}"
+        self._tell(f"step {self._saving} could not be saved ({self.failure}); {kept}")
+        self._saving = None
+
+    def _clear(self) -> None:
+        """Removes what is left of saves that were given up; what a thread was still at then, later."""
+        for name in self._given_up:
+            for remains in self.directory.parent.glob(f"{name}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(remains, ignore_errors=True)
+
+    def look(self) -> None:
+        """Tells of a save that has failed in the background; does not wait for one that goes on."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def restore_latest(self, abstract_state: TrainState) -> tuple[TrainState, IteratorState] | None:
         """State and iterator state of the newest checkpoint that is whole; None where there is none yet.
@@ -80,7 +139,7 @@ class Checkpoints:
         abstract_state: the state's shapes and, where it matters, shardings: arrays come back on just those.
         Raises UserError if the checkpoint holds another model's or optimizer's state, or none is whole.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         if self.latest_step is None:
             return None
         rest = _rest(abstract_state)
@@ -104,8 +163,12 @@ class Checkpoints:
         return abstract_state.replace(params=params, **restored[OPTIMIZER]), restored[ITERATOR]
 
     def wait(self) -> None:
-        """Returns when every save so far is on the disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save so far is on the disk, or has failed."""
+        try:
+            self._manager.wait_until_finished()
+        except CANNOT_WRITE as error:
+            self._give_up(error)
+        self._saving = None
 
 
 def restore_params(workdir: Path, abstract_params: Params, trainable: tuple[str, ...] = ("*",)) -> Params:

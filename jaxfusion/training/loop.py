@@ -16,6 +16,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.parallel.sharding import check_rules
+from jaxfusion.training.best import Best
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.compilations import Recompilations, counted_compilations
 from jaxfusion.training.distillation import Distillation, FromTopK
@@ -58,9 +59,9 @@ def train(
     profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
-    does not fit the model, data that end, and more than train.max_skipped updates in a row whose loss or gradient is
-    not finite. SIGINT and SIGTERM end the run after the step in progress with a checkpoint and SystemExit, of code 130
-    and 0; a second one has its usual effect.
+    does not fit the model, data that end, more than train.max_skipped updates in a row whose loss or gradient is not
+    finite, and a last step that could not be saved. SIGINT and SIGTERM end the run after the step in progress with a
+    checkpoint and SystemExit, of code 130 and 0; a second one has its usual effect.
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
@@ -73,9 +74,12 @@ def train(
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
     step_fn = parallel.compile(make_step(model, optimizer, settings, distillation), donate=True)
 
+    best = Best(workdir, settings.keep_best) if settings.keep_best else None
     with (
         Progress(settings.num_steps) as progress,
-        Checkpoints(workdir, settings.keep_checkpoints, progress.say) as checkpoints,
+        Checkpoints(
+            workdir, settings.keep_checkpoints, progress.say, every=settings.keep_every, best=best
+        ) as checkpoints,
     ):
         shapes = parallel.abstract(jax.eval_shape(new_state))
         check_rules(shapes.params, config.parallel.rules)
@@ -102,8 +106,8 @@ def train(
 
         with (
             stop_signals() as stopped,
-            MetricsLog(workdir, last_step=first) as log,
-            Prefetch(iterator, parallel.put_batch) as batches,
+            MetricsLog(workdir, last_step=first, tell=progress.say) as log,
+            Prefetch(iterator, parallel.put_batch, warn_after=settings.warn_stalled, tell=progress.say) as batches,
             counted_compilations() as compilations,
             Trace(profile, first + 1, settings.num_steps) as trace,
         ):
@@ -115,6 +119,7 @@ def train(
             def finish(step: int, metrics: Any, waited: float, before: dict[str, Any]) -> None:
                 """Reads the metrics of a step, which waits for it, and writes the row that ends with it."""
                 numbers = {name: float(x) for name, x in jax.device_get(parallel.unreplicate(metrics)).items()}
+                checkpoints.look()
                 skipped.note(step, numbers, before, checkpoints.latest_step)
                 window.add(numbers, waited)
                 progress.step(step)
@@ -125,6 +130,12 @@ def train(
                     row |= {"compilations": recompilations.count} | peak_memory()
                     log.write(step, row)
                     progress.row(step, row)
+
+            if best:
+                best.resume(log.rows, checkpoints.steps)
+
+            def save(step: int) -> None:
+                checkpoints.save(step, parallel.unreplicate(state.replace(teacher=None)), iterator_state)
 
             progress.step(first, "compiling")
             unread = None
@@ -148,27 +159,36 @@ def train(
 
                 last = step == settings.num_steps or bool(stopped)
                 traced = trace.is_over_after(step)
-                save = last or _due(step, settings.checkpoint_every)
+                is_due = last or _due(step, settings.checkpoint_every)
                 test = None
                 if not last:
                     full = evaluate_fully if _due(step, config.evaluate.full_every) else None
                     test = full or (evaluate if _due(step, config.evaluate.every) else None)
-                if save or test or traced:
+                if is_due or test or traced:
                     finish(*unread)  # before a save: a checkpoint's rows are written
                     unread = None
                 if traced:
                     progress.say(trace.stop())
                     window.skip()
-                if save:
-                    checkpoints.save(step, parallel.unreplicate(state.replace(teacher=None)), iterator_state)
+                if is_due:
+                    save(step)
                 if test:
-                    log.write(step, test(parallel.unreplicate(state.params)))
+                    numbers = test(parallel.unreplicate(state.params))
+                    log.write(step, numbers)
+                    if best and best.note(step, numbers, must_have=full is not None or not config.evaluate.full_every):
+                        save(step)
                     window.skip()
                 if last:
                     break
 
+        checkpoints.wait()
+        if checkpoints.failure:
+            newest = checkpoints.latest_step
+            raise UserError(
+                f"{workdir}: step {step} could not be saved ({checkpoints.failure}); make room, or the directory "
+                f"writable, and run the same command again, which goes on from step {newest or 0}"
+            )
         if step < settings.num_steps:
-            checkpoints.wait()
             progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
             # A scheduler that takes the machine away sends SIGTERM, and would count another code as a failure.
             raise SystemExit(0 if stopped[0] == signal.SIGTERM else 128 + stopped[0])

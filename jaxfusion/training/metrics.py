@@ -2,13 +2,16 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jaxfusion.errors import UserError
+from jaxfusion.training.broken import Tell, tell_stderr
 from jaxfusion.training.meters import Meters
+from jaxfusion.training.tensorboard import TensorBoard
 
 Row = dict[str, Any]
 
@@ -74,38 +77,38 @@ def _sum(name: str, steps: Sequence[Mapping[str, float]]) -> float:
     return sum(step[name] for step in steps)
 
 
-def _summary_writer() -> type:
-    """tensorboardX's, which would import torch where that is installed: seconds at every start for nothing."""
-    unloaded = "torch" not in sys.modules
-    if unloaded:
-        sys.modules["torch"] = None  # an import of it fails now, and tensorboardX goes on without
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if unloaded:
-            del sys.modules["torch"]
-    return SummaryWriter
-
-
 class MetricsLog:
-    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard. A context manager."""
+    """metrics.jsonl, one JSON object a line, and the same numbers for TensorBoard. A context manager.
 
-    def __init__(self, workdir: Path, last_step: int) -> None:
-        """last_step: where training goes on from; rows of later steps are dropped, since those steps come again."""
+    What cannot be written to metrics.jsonl is told of once, and comes as soon as it can be. TensorBoard then ends.
+    """
+
+    def __init__(self, workdir: Path, last_step: int, tell: Tell = tell_stderr) -> None:
+        """last_step: where training goes on from; rows of later steps are dropped, since those steps come again.
+
+        Raises UserError where nothing can be written to begin with.
+        """
         path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_metrics(workdir) if row["step"] <= last_step]
         rewritten = path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(rewritten, path)
-        self._file = path.open("a", buffering=1)  # line by line, so that a kill loses none
-        self._tensorboard = _summary_writer()(str(workdir / "tensorboard"), purge_step=last_step + 1)
+        self._tell, self._unwritten, self._failed = tell, b"", False
+        try:
+            rewritten.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            os.replace(rewritten, path)
+            self._file = path.open("ab", buffering=0)  # at once, so that a kill loses none
+            self._tensorboard: TensorBoard | None = TensorBoard(workdir / "tensorboard", last_step + 1)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); make room, or it writable") from error
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._append(b"")
         self._file.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            with suppress(OSError):
+                self._tensorboard.close()
 
     @property
     def seconds(self) -> float:
@@ -119,10 +122,25 @@ class MetricsLog:
     def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
         row = {"step": step, **numbers}
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        for name, value in numbers.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+        self._append(json.dumps(row).encode() + b"\n")
+        if self._tensorboard is not None:
+            try:
+                self._tensorboard.add(step, numbers)
+            except OSError as error:  # half an event may be written, after which TensorBoard reads no more
+                self._tell(f"TensorBoard's file cannot be written ({error.strerror}); it ends at step {step}")
+                self._tensorboard = None
+
+    def _append(self, text: bytes) -> None:
+        self._unwritten += text
+        try:
+            while self._unwritten:  # the system may take a part
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not self._failed:
+                self._tell(f"{self._file.name} cannot be written ({error.strerror}); its rows wait")
+            self._failed = True
+        else:
+            self._failed = False
 
 
 def read_metrics(workdir: Path) -> list[Row]:
