@@ -276,7 +276,10 @@ def names_in_batch(
 
     batches = _batches(source, reader, tokenizer, batch_size, seed, to_names)
     batches.set_state(state)
-    return next(batches)
+    names = next(batches)
+    if reader.data.num_workers:  # which would wait for more to be asked of them
+        batches.close()
+    return names
 
 
 def _batches(

@@ -1,5 +1,6 @@
 """Which checkpoint is the best by a held-out metric: it stays on the disk, and best.json names it."""
 
+import contextlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ class Best:
             )
         if not self._take(step, numbers.get(self.metric)):
             return False
-        write_json(self._path, {"metric": self.metric, "value": self._value, "step": step})
+        with contextlib.suppress(OSError):  # it is for people; a run that goes on looks at metrics.jsonl
+            write_json(self._path, {"metric": self.metric, "value": self._value, "step": step})
         return True
 
     def _take(self, step: int, value: float | None) -> bool:

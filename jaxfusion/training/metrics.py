@@ -98,7 +98,9 @@ class MetricsLog:
             self._file = path.open("ab", buffering=0)  # at once, so that a kill loses none
             self._tensorboard: TensorBoard | None = TensorBoard(workdir / "tensorboard", last_step + 1)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); make room, or it writable") from error
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); make room, or the directory writable"
+            ) from error
 
     def __enter__(self) -> "MetricsLog":
         return self
