@@ -21,6 +21,7 @@ from jaxfusion.data.loader import (
     check_augment,
     check_lookup,
     held_out,
+    names_in_batch,
     open_dataset,
     settle_images_per_row,
     train_iterator,
@@ -59,7 +60,7 @@ from jaxfusion.workdir import (
     claimed,
     has_checkpoint,
     latest_step,
-    load_run,
+    load_run_and_step,
     make_workdir,
     open_model,
     read_workdir_config,
@@ -274,14 +275,16 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         _warn_of_random_rooms(experiment)
         model.tokenizer.save(workdir)
         write_json(workdir / LABELS, list(experiment.dataset.labels))
-    if (step := latest_step(workdir)) >= config.train.num_steps:  # a teacher need not be there any more
-        Console().print(all_steps_done(workdir, step), markup=False, highlight=False, soft_wrap=True)
-        return _evaluate(experiment, load_run(workdir)[1], step)
+    if latest_step(workdir) >= config.train.num_steps:  # a teacher need not be there any more
+        _, params, step = load_run_and_step(workdir)
+        if step >= config.train.num_steps:
+            Console().print(all_steps_done(workdir, step), markup=False, highlight=False, soft_wrap=True)
+            return _evaluate(experiment, params, step)
+        del params  # the last checkpoint is broken: its steps are trained again
     prepared = experiment.source if isinstance(experiment.source, Prepared) else None
     teacher = teacher_of(config, model, workdir, prepared)
-    iterator = train_iterator(
-        experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed
-    )
+    read = (experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed)
+    iterator = train_iterator(*read)
     # Read now, where they are needed: what is wrong with them is told before training.
     if config.evaluate.every or config.evaluate.full_every:
         samples = experiment.samples
@@ -317,6 +320,7 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
         evaluate_fully=everything,
         init_params=init_params,
         teacher=teacher,
+        names=partial(names_in_batch, *read),
         profile=profile,
     )
     return _evaluate(experiment, state.params, int(state.step))
@@ -326,8 +330,8 @@ def evaluate_run(config: Config, workdir: Path) -> dict[str, float]:
     """Evaluates a trained workdir's newest checkpoint and writes the report anew; returns the metrics."""
     sampling_of(config.generate)
     make_workdir(workdir)
-    _, params = load_run(workdir)
-    return _evaluate(open_experiment(config, workdir), params, latest_step(workdir))
+    _, params, step = load_run_and_step(workdir)
+    return _evaluate(open_experiment(config, workdir), params, step)
 
 
 def _evaluate(experiment: Experiment, params: Params, step: int) -> dict[str, float]:

@@ -93,7 +93,8 @@ def _numbers(workdir: Path) -> Table:
     with contextlib.suppress(OSError, ValueError, KeyError):  # not evaluated yet
         last |= json.loads((workdir / EVALUATION).read_text(encoding="utf-8"))["metrics"]
     for name, value in last.items():
-        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else f"{value:,}")
+        shown = "–" if value is None else f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+        table.add_row(name, shown)
     return table
 
 

@@ -27,6 +27,10 @@ FREE_SETTINGS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.max_skipped",
+    "train.keep_every",
+    "train.keep_best",
+    "train.warn_stalled",
     "train.remat",
     *(f"model.{room}.scan_layers" for room in ("vision", "encoder", "decoder")),
     "data.prepared",  # what is in it must stay the same, see `jaxfusion.experiment`
@@ -180,9 +184,14 @@ def load_run(path: str | Path) -> tuple[Model, Params]:
 
     They are as they trained: float32 but for what was frozen, which is as `train.frozen_dtype` says.
 
-    Raises UserError where there is no run, or no finished checkpoint.
+    Raises UserError where there is no run, or no finished checkpoint that is whole.
     """
-    from jaxfusion.training.checkpoint import restore_params
+    return load_run_and_step(path)[:2]
+
+
+def load_run_and_step(path: str | Path) -> tuple[Model, Params, int]:
+    """As `load_run`, and the parameters' step: where the newest checkpoint is broken, that of the one before."""
+    from jaxfusion.training.checkpoint import restore_newest
     from jaxfusion.training.frozen import store
 
     workdir = Path(path)
@@ -193,7 +202,7 @@ def load_run(path: str | Path) -> tuple[Model, Params]:
     model = open_model(config, workdir, tokenizer)
     trainable, dtype = config.train.trainable, config.train.frozen_dtype
     abstract = jax.eval_shape(lambda rng: store(model, init(model, rng), trainable, dtype), jax.random.key(0))
-    return model, restore_params(workdir, abstract, trainable)
+    return model, *restore_newest(workdir, abstract, trainable)
 
 
 def resolve(config: Config, vocab_size: int, num_classes: int) -> Config:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,6 +124,21 @@ def test_the_same_command_again_has_nothing_left_to_train(run, capsys):
     capsys.readouterr()
     assert main(options) == 0
     assert "has all of its 4 steps" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_the_last_checkpoint_is_broken_the_one_before_is_evaluated_and_gone_on_from(run, tmp_path, capsys):
+    workdir, options = run
+    expected = json.loads((workdir / "evaluation.json").read_text())["metrics"]
+    copy = Path(shutil.copytree(workdir, tmp_path / "copy"))
+    (copy / "checkpoints" / "4" / "params" / "manifest.ocdbt").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["--mode", "evaluate", "--workdir", str(copy)]) == 0
+    assert "taking the parameters of step 2" in capsys.readouterr().err
+    assert json.loads((copy / "evaluation.json").read_text())["step"] == 2
+    assert main([str(copy) if option == str(workdir) else option for option in options]) == 0
+    assert "continuing from step 2" in capsys.readouterr().out
+    record = json.loads((copy / "evaluation.json").read_text())
+    assert record["step"] == 4 and record["metrics"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ LEAST = {
     "train.seed": 0,
     "train.checkpoint_every": 0,
     "train.log_every": 0,
+    "train.max_skipped": 0,
+    "train.warn_stalled": 0.0,
+    "train.keep_every": 0,
     "data.row_length": 1,
     "data.images_per_row": 0,
     "data.frames": 1,
@@ -66,6 +69,16 @@ def check_ranges(config: Any) -> None:
         _check(name, attrgetter(name)(config), least)
     if config.data.fps <= 0:
         raise UserError(f"config.data.fps: {config.data.fps} is no rate; use more than 0 frames a second")
+    train, evaluate = config.train, config.evaluate
+    if train.keep_every and (not train.checkpoint_every or train.keep_every % train.checkpoint_every):
+        raise UserError(
+            f"config.train.keep_every: {train.keep_every} is no multiple of checkpoint_every "
+            f"({train.checkpoint_every}); make it one, or 0"
+        )
+    if train.keep_best and not (evaluate.every or evaluate.full_every):
+        raise UserError(
+            f"config.train.keep_best: there is no {train.keep_best} before training ends; set config.evaluate.every"
+        )
     for index, rule in enumerate(config.train.rules):
         if not rule.globs:
             raise UserError(f"config.train.rules[{index}].globs: there is none; say what it is for, as in 'vision/*'")

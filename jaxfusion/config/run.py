@@ -139,8 +139,13 @@ class TrainConfig:
     matmul: Literal["compute", "fp8"] = "compute"
     seed: int = 0
     checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int = 0  # besides, for ever, those of each multiple of so many steps; 0: none
+    keep_best: str = ""  # and the best by a number of evaluate.every's or full_every's, as in "test_loss"; "": none
     log_every: int = 20
+    # Updates in a row that may be left out because their loss or gradient was not finite; one more ends the run.
+    max_skipped: int = 10
+    warn_stalled: float = 60.0  # seconds of waiting for a batch after which a line says so, and each doubling; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,7 +256,42 @@ def train_iterator(
     data, layout = reader.data, Layout.of(reader.model)
     features = isinstance(source, Prepared) and source.features
     slots = ImageSlots.of(reader.model, data.images_per_row, features=features)
-    segments = _segments(source, reader, tokenizer, seed)
+
+    def to_batch(rows: Sequence[Any]) -> Batch:
+        return pack(rows, data.row_length, layout.tokens_per_image, slots, packed=data.packing != "none")
+
+    return _batches(source, reader, tokenizer, batch_size, seed, to_batch)
+
+
+def names_in_batch(
+    source: Sequence[Any], reader: Reader, tokenizer: Tokenizer, batch_size: int, seed: int, state: dict[str, Any]
+) -> list[str]:
+    """The names of the samples, row by row, in the batch that a `train_iterator` of the same arguments makes next.
+
+    state: what its get_state() says before.
+    """
+
+    def to_names(rows: Sequence[Any]) -> list[str]:
+        return [segment.name for row in rows for segment in row]
+
+    batches = _batches(source, reader, tokenizer, batch_size, seed, to_names)
+    batches.set_state(state)
+    names = next(batches)
+    if reader.data.num_workers:  # which would wait for more to be asked of them
+        batches.close()
+    return names
+
+
+def _batches(
+    source: Sequence[Any],
+    reader: Reader,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    of_rows: Callable[[Sequence[Any]], Any],
+) -> grain.DatasetIterator:
+    """of_rows: makes a batch of its rows, each of which is a list of segments."""
+    data, segments = reader.data, _segments(source, reader, tokenizer, seed)
     reading = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=2 * batch_size)
     if data.packing == "best-fit":
         if data.num_workers > 1:  # each would pack a share of the records that its saved state does not know of
@@ -265,11 +300,7 @@ def train_iterator(
         rows = BestFitRows(segments, reading, room, NUM_WAITING)
     else:
         rows = segments.map(lambda segment: [segment]).to_iter_dataset(reading)
-
-    def to_batch(rows: Sequence[Any]) -> Batch:
-        return pack(rows, data.row_length, layout.tokens_per_image, slots, packed=data.packing != "none")
-
-    batches = rows.batch(batch_size, drop_remainder=True, batch_fn=to_batch)
+    batches = rows.batch(batch_size, drop_remainder=True, batch_fn=of_rows)
     return iter(_in_workers(batches, data.num_workers) if data.num_workers else batches)
 
 
@@ -303,7 +334,7 @@ def _segments(
             parts = pieces(segment, reader.data.row_length)
             segment = parts[rng.integers(len(parts))]
         _check_fit(sample.id, segment, reader)
-        return segment
+        return segment._replace(name=sample.id)
 
     def first(source: Sequence[Any], place: int) -> Sample | None:
         return next(iter(reader.read(source, place, decode=decode)), None)
@@ -315,12 +346,12 @@ def _segments(
         sample = training_episode(source, place, reader.data.episodes, first, rng)
         segment = tokenise(sample, tokenizer, layout)
         _check_fit(sample.id, segment, reader)
-        return segment
+        return segment._replace(name=sample.id)
 
     def draw(place: int, rng: np.random.Generator) -> Segment:
         name, segment = source[place].draw(rng)
         _check_fit(name, segment, reader)
-        return segment
+        return segment._replace(name=name)
 
     make = draw if isinstance(source, Prepared) else compose if isinstance(source, ByClass) else choose
     return visits_of(source, seed).random_map(make)

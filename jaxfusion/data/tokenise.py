@@ -34,6 +34,7 @@ class Segment(NamedTuple):
     """One sample, ready to be put in a row; `visual_index` counts the segment's own visual tokens from 0.
 
     told: what a teacher says of the positions that carry loss, in order, where that was prepared.
+    name: the sample's, where it is a visit of training's.
     """
 
     tokens: Int[np.ndarray, " t"]
@@ -43,6 +44,7 @@ class Segment(NamedTuple):
     visual_index: Int[np.ndarray, " t"]
     images: list[Shaped[np.ndarray, "..."]]
     told: TopK | None = None
+    name: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,7 +53,7 @@ class Segment(NamedTuple):
 
 
 # A segment's columns: what it has of each of its positions.
-PER_POSITION = tuple(name for name in Segment._fields if name not in ("images", "told"))
+PER_POSITION = tuple(name for name in Segment._fields if name not in ("images", "told", "name"))
 
 
 @dataclass(frozen=True)

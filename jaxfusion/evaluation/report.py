@@ -73,6 +73,7 @@ def write_report(workdir: Path) -> Path:
         cards=list(itertools.islice(((k, v) for k, v in metrics.items() if not MINOR.match(k)), MAX_CARDS)),
         intervals=intervals,
         last=next((row for row in reversed(rows) if "loss" in row), {}),
+        num_skipped=sum(row.get("skipped_updates") or 0 for row in rows),
         finished=_finished(workdir, evaluation),
         curves=draw_curves(sorted(rows + final, key=itemgetter("step"))),
         sample=sample,

@@ -1,6 +1,6 @@
 """The training loop: from the last checkpoint, or from nothing, to num_steps."""
 
-import math
+import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +16,7 @@ from jaxfusion.errors import UserError
 from jaxfusion.models.vlm import Model, Params
 from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.parallel.sharding import check_rules
+from jaxfusion.training.best import Best
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.compilations import Recompilations, counted_compilations
 from jaxfusion.training.distillation import Distillation, FromTopK
@@ -26,6 +27,7 @@ from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxfusion.training.prefetch import Prefetch
 from jaxfusion.training.profile import Trace
 from jaxfusion.training.progress import Progress
+from jaxfusion.training.skipped import Names, SkippedUpdates
 from jaxfusion.training.state import TrainState, create_state
 from jaxfusion.training.step import make_step
 from jaxfusion.training.trainable import trained_paths
@@ -41,6 +43,7 @@ def train(
     evaluate_fully: Callable[[Params], Mapping[str, float]] | None = None,
     init_params: Callable[[Parallel], Params] | None = None,
     teacher: Callable[[Parallel], tuple[Distillation | FromTopK, Params | None]] | None = None,
+    names: Names | None = None,
     profile: Path | None = None,
 ) -> TrainState:
     """Trains up to train.num_steps, from workdir's newest checkpoint if it has one; returns the last state, one copy.
@@ -52,11 +55,13 @@ def train(
         run that goes on needs none.
     teacher: gives a frozen model to learn from, and its parameters as `Parallel.put_state` places them, or none for one
         that has spoken beforehand. It is asked once, at the beginning; no checkpoint has them.
+    names: gives the names of the samples in the batch after a state of the iterator, to tell which spoil updates.
     profile: where a trace of five steps goes, once the run is warm.
 
     Raises UserError for settings that do not fit the devices, a glob that fits no parameter, a checkpoint that
-    does not fit the model, data that end, and a loss or gradient that is not finite. SIGINT and SIGTERM end the run
-    after the step in progress with a checkpoint and SystemExit; a second one has its usual effect.
+    does not fit the model, data that end, more than train.max_skipped updates in a row whose loss or gradient is not
+    finite, and a last step that could not be saved. SIGINT and SIGTERM end the run after the step in progress with a
+    checkpoint and SystemExit, of code 130 and 0; a second one has its usual effect.
     """
     settings = config.train
     parallel = make_parallel(config.parallel)
@@ -69,7 +74,13 @@ def train(
     new_state = partial(create_state, model, optimizer, jax.random.key(settings.seed), **kept)
     step_fn = parallel.compile(make_step(model, optimizer, settings, distillation), donate=True)
 
-    with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints, Progress(settings.num_steps) as progress:
+    best = Best(workdir, settings.keep_best) if settings.keep_best else None
+    with (
+        Progress(settings.num_steps) as progress,
+        Checkpoints(
+            workdir, settings.keep_checkpoints, progress.say, every=settings.keep_every, best=best
+        ) as checkpoints,
+    ):
         shapes = parallel.abstract(jax.eval_shape(new_state))
         check_rules(shapes.params, config.parallel.rules)
         restored = checkpoints.restore_latest(shapes)
@@ -91,30 +102,40 @@ def train(
             progress.say(describe_teacher(distillation, model))
         state = parallel.put_state(state).replace(teacher=told_by)
         del told_by
+        iterator_state = copy.deepcopy(iterator.get_state())
 
         with (
             stop_signals() as stopped,
-            MetricsLog(workdir, last_step=first) as log,
-            Prefetch(iterator, parallel.put_batch) as batches,
+            MetricsLog(workdir, last_step=first, tell=progress.say) as log,
+            Prefetch(iterator, parallel.put_batch, warn_after=settings.warn_stalled, tell=progress.say) as batches,
             counted_compilations() as compilations,
             Trace(profile, first + 1, settings.num_steps) as trace,
         ):
             trained = trained_paths(state.params, settings.trainable)
             window = Window(log.seconds, Meters.of_devices(model.config, trained))
             recompilations = Recompilations()
+            skipped = SkippedUpdates(workdir, settings.max_skipped, names, progress.say)
 
-            def finish(step: int, metrics: Any, waited: float) -> None:
+            def finish(step: int, metrics: Any, waited: float, before: dict[str, Any]) -> None:
                 """Reads the metrics of a step, which waits for it, and writes the row that ends with it."""
                 numbers = {name: float(x) for name, x in jax.device_get(parallel.unreplicate(metrics)).items()}
-                if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
-                    raise UserError(_not_finite(step, numbers, checkpoints.latest_step))
+                checkpoints.look()
+                skipped.note(step, numbers, before, checkpoints.latest_step)
                 window.add(numbers, waited)
                 progress.step(step)
                 if _due(step, settings.log_every) or step == settings.num_steps:
-                    row = {**window.close(), "learning_rate": float(learning_rate(step - 1))}
+                    row = window.close()
+                    made = step - log.skipped_updates - row["skipped_updates"]  # schedules stand still where none is
+                    row["learning_rate"] = float(learning_rate(max(made - 1, 0)))
                     row |= {"compilations": recompilations.count} | peak_memory()
                     log.write(step, row)
                     progress.row(step, row)
+
+            if best:
+                best.resume(log.rows, checkpoints.steps)
+
+            def save(step: int) -> None:
+                checkpoints.save(step, parallel.unreplicate(state.replace(teacher=None)), iterator_state)
 
             progress.step(first, "compiling")
             unread = None
@@ -125,6 +146,7 @@ def train(
                     raise UserError(
                         f"config.data: the training data end after step {step - 1}; let the iterator repeat them"
                     )
+                before = iterator_state
                 batch, iterator_state = taken
                 trace.start_before(step)
                 compiled_before = compilations()
@@ -133,33 +155,43 @@ def train(
                     progress.say(warning)
                 if unread is not None:
                     finish(*unread)  # one step late, so that the device never waits for the host
-                unread = (step, metrics, waited)
+                unread = (step, metrics, waited, before)
 
                 last = step == settings.num_steps or bool(stopped)
                 traced = trace.is_over_after(step)
-                save = last or _due(step, settings.checkpoint_every)
+                is_due = last or _due(step, settings.checkpoint_every)
                 test = None
                 if not last:
                     full = evaluate_fully if _due(step, config.evaluate.full_every) else None
                     test = full or (evaluate if _due(step, config.evaluate.every) else None)
-                if save or test or traced:
-                    finish(*unread)  # before a save: a checkpoint's rows are written, and its numbers finite
+                if is_due or test or traced:
+                    finish(*unread)  # before a save: a checkpoint's rows are written
                     unread = None
                 if traced:
                     progress.say(trace.stop())
                     window.skip()
-                if save:
-                    checkpoints.save(step, parallel.unreplicate(state.replace(teacher=None)), iterator_state)
+                if is_due:
+                    save(step)
                 if test:
-                    log.write(step, test(parallel.unreplicate(state.params)))
+                    numbers = test(parallel.unreplicate(state.params))
+                    log.write(step, numbers)
+                    if best and best.note(step, numbers, must_have=full is not None or not config.evaluate.full_every):
+                        save(step)
                     window.skip()
                 if last:
                     break
 
+        checkpoints.wait()
+        if checkpoints.failure:
+            newest = checkpoints.latest_step
+            raise UserError(
+                f"{workdir}: step {step} could not be saved ({checkpoints.failure}); make room, or the directory "
+                f"writable, and run the same command again, which goes on from step {newest or 0}"
+            )
         if step < settings.num_steps:
-            checkpoints.wait()
             progress.say(f"stopped after step {step}, which is saved in {workdir}; run the same command again to go on")
-            raise SystemExit(128 + stopped[0])
+            # A scheduler that takes the machine away sends SIGTERM, and would count another code as a failure.
+            raise SystemExit(0 if stopped[0] == signal.SIGTERM else 128 + stopped[0])
     return parallel.unreplicate(state.replace(teacher=None))
 
 
@@ -175,14 +207,6 @@ def _is_running(metrics: Any) -> bool:
 def _due(step: int, every: int) -> bool:
     """0 means never: at the end only."""
     return every > 0 and step % every == 0
-
-
-def _not_finite(step: int, numbers: Mapping[str, float], saved: int | None) -> str:
-    kept = "no checkpoint was saved yet" if saved is None else f"the checkpoint of step {saved} is kept"
-    return (
-        f"config.train.learning_rate: at step {step} the loss is {numbers['loss']} and the gradient's norm "
-        f"{numbers['gradient_norm']}; lower the rate, or lengthen the warm-up, in a new workdir ({kept})"
-    )
 
 
 @contextmanager

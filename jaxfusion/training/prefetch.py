@@ -19,10 +19,21 @@ class Prefetch:
     """A context manager that gives an iterator's batches in order, `depth` of them made ahead in a thread.
 
     iterator: gives batches and has `get_state`. Whatever it raises is raised here, in its place in the order.
+    warn_after: seconds of waiting for a batch after which `tell` is told, and again whenever they have doubled; 0: it
+        is not.
     """
 
-    def __init__(self, iterator: Any, put_batch: Callable[[Batch], Batch], depth: int = 2) -> None:
+    def __init__(
+        self,
+        iterator: Any,
+        put_batch: Callable[[Batch], Batch],
+        depth: int = 2,
+        *,
+        warn_after: float = 0.0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self._iterator, self._put_batch = iterator, put_batch
+        self._warn_after, self._tell = warn_after, tell
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._waiting = deque(self._pool.submit(self._fetch) for _ in range(depth))
 
@@ -41,7 +52,10 @@ class Prefetch:
         future = self._waiting.popleft()
         while not future.done() and busy():
             concurrent.futures.wait([future], POLL_SECONDS)
-        start = time.perf_counter()
+        start, patience = time.perf_counter(), self._warn_after
+        while patience and not concurrent.futures.wait([future], start + patience - time.perf_counter()).done:
+            self._tell(f"input stalls: no batch came for {patience:g} seconds; still waiting")
+            patience *= 2
         taken = future.result()
         if taken is not None:
             self._waiting.append(self._pool.submit(self._fetch))

@@ -62,7 +62,9 @@ class Progress:
 
 def describe(row: Row, steps_to_go: int) -> str:
     """A row in words: loss 0.1234 · 980 samples/s · 25,310 tokens/s · 41.2% MFU · 0% input-bound · 0:01:10 to go."""
-    parts = [f"loss {row['loss']:.4f}"]
+    parts = ["no update" if row["loss"] is None else f"loss {row['loss']:.4f}"]
+    if row.get("skipped_updates"):
+        parts.append(f"{row['skipped_updates']} updates skipped")
     if "steps_per_second" in row:
         parts += [f"{row['samples_per_second']:,.0f} samples/s", f"{row['tokens_per_second']:,.0f} tokens/s"]
         # A share of the peak where it is known, else the operations themselves.

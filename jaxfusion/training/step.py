@@ -42,6 +42,7 @@ def train_step(
     """One update with the gradient of the mean loss over all of the batch's loss weights.
 
     What `state.trainable` leaves out is never differentiated: no gradient, no clipping, no decay, the same bits.
+    Where the loss or the gradient's norm is not finite, all but the step stays what it was, bit for bit.
 
     axis_name: under pmap, the axis whose devices each hold a part of the rows. They add up sums, so the result is that
         of one device with all rows, however the loss weights lie (dropout apart: each device has its own).
@@ -55,7 +56,7 @@ def train_step(
         `state.feature_map` learns along.
     Metrics, scalars on the device: loss (nats) and accuracy, means over loss weights; with a teacher the divergence
         from it (nats), as it is in the loss, and the feature_distance, where hidden states count; gradient_norm, before
-        clipping; and the batch's sizes, see `jaxfusion.models.sizes`.
+        clipping; skipped_updates, 1 or 0; and the batch's sizes, see `jaxfusion.models.sizes`.
     """
     dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name is not None:
@@ -84,13 +85,19 @@ def train_step(
     weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
     gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
 
+    loss, norm = sums.loss / weight, optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     updated = optax.apply_updates(trainable, updates)
+    # A select becomes part of the update's own loops, which read the old values anyway; a conditional would cut them
+    # off from the gradient's, and hold new values beside old ones.
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updated, opt_state = jax.tree.map(partial(jnp.where, finite), (updated, opt_state), (trainable, state.opt_state))
     params = join(_of_model(updated), frozen)
     metrics = {
-        "loss": sums.loss / weight,
+        "loss": loss,
         "accuracy": sums.correct / weight,
-        "gradient_norm": optax.tree.norm(gradients),
+        "gradient_norm": norm,
+        "skipped_updates": 1 - finite.astype(jnp.int32),
         **sizes,
     }
     if distillation is not None:

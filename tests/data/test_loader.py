@@ -11,7 +11,14 @@ import pytest
 from jaxfusion.config import Config, from_dict
 from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.best_fit import Room
-from jaxfusion.data.loader import Reader, check_lookup, open_dataset, settle_images_per_row, train_iterator
+from jaxfusion.data.loader import (
+    Reader,
+    check_lookup,
+    names_in_batch,
+    open_dataset,
+    settle_images_per_row,
+    train_iterator,
+)
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError
@@ -65,6 +72,21 @@ def test_it_goes_on_exactly_where_its_state_says(packings):
     assert all(equal(next(again), batch) for batch in expected)
     assert again.get_state() == first.get_state()
     assert len(state) < 2000
+
+
+def test_the_samples_of_a_batch_can_be_named_afterwards(packings):
+    dataset, reader, tokenizer = packings
+    made = iterator(packings)
+    for _ in range(3):
+        before = json.loads(json.dumps(made.get_state()))
+        batch = next(made)
+    names = names_in_batch(dataset.train, reader, tokenizer, 4, 0, before)
+    assert len(names) == int((np.diff(batch.segment_ids, axis=1, prepend=0) > 0).sum())
+    samples = [sample for place in range(len(dataset.train)) for sample in reader.read(dataset.train, place)]
+    asked = {sample.id: set(tokenizer.encode(sample.messages[0].text)) for sample in samples}
+    first = set(np.asarray(batch.tokens[0][batch.segment_ids[0] == 1]).tolist())
+    assert asked[names[0]] <= first
+    assert names != names_in_batch(dataset.train, reader, tokenizer, 4, 0, made.get_state())
 
 
 def test_worker_processes_go_on_exactly_too(parts):

@@ -102,8 +102,14 @@ def run(name: str) -> dict[str, Any]:
     for batch in batches:
         state, numbers = step(state, parallel.put_batch(batch))
         losses.append(float(parallel.unreplicate(numbers)["loss"]))
-    params = jax.tree.leaves(parallel.unreplicate(state).params)
+    params = [np.array(leaf) for leaf in jax.tree.leaves(parallel.unreplicate(state).params)]
+    spoilt = batches[0].replace(loss_weights=batches[0].loss_weights.copy())
+    spoilt.loss_weights[np.nonzero(spoilt.loss_weights)[0][0]] *= np.float32(np.nan)  # of one device's rows
+    state, numbers = step(state, parallel.put_batch(spoilt))
+    left = jax.tree.leaves(parallel.unreplicate(state).params)
+    kept = [np.array_equal(ours, theirs) for ours, theirs in zip(left, params, strict=True)]
     return {
+        "skipped": [int(parallel.unreplicate(numbers)["skipped_updates"]), all(kept)],
         "devices": parallel.num_devices,
         "losses": losses,
         "held": held,
@@ -143,6 +149,11 @@ def test_twenty_steps_are_those_of_one_device(results, name):
     np.testing.assert_allclose(many["losses"], one["losses"], atol=1e-5)
     for ours, theirs in zip(many["params"], one["params"], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_update_that_one_row_spoils_is_left_out_everywhere(results, name):
+    assert results[name]["skipped"] == [1, True]
 
 
 def test_no_device_holds_a_whole_matrix_where_parameters_are_shared_out(results):

@@ -26,8 +26,9 @@ from jaxfusion.models.vlm import build
 from jaxfusion.training.checkpoint import Checkpoints
 from jaxfusion.training.loop import stop_signals, train
 from jaxfusion.training.metrics import read_metrics
-from jaxfusion.training.optimizer import make_optimizer
+from jaxfusion.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxfusion.training.state import TrainState, create_state
+from jaxfusion.workdir import latest_step
 
 ROWS, LENGTH, VOCAB = 4, 6, 7
 
@@ -113,10 +114,11 @@ def test_rows_checkpoints_and_evaluations_come_when_they_are_due(finished):
     looks[1]["cider"] = 2.5  # where a whole evaluation is due, it comes in the other's place
     assert [row for row in rows if "loss" not in row] == looks
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10]
-    names = {"step", "loss", "accuracy", "learning_rate", "gradient_norm", "seconds", "compilations"}
+    names = {"step", "loss", "accuracy", "learning_rate", "gradient_norm", "seconds", "compilations", "skipped_updates"}
     rates = {f"{name}_per_second" for name in ("samples", "tokens", "steps", "model_flops")}
     assert set(trained[0]) == names | rates | {"useful_tokens", "input_bound"}  # a CPU's peaks are not known
     assert all(row["compilations"] == row["useful_tokens"] == 1 for row in trained)
+    assert all(row["skipped_updates"] == 0 for row in trained)
     assert all(row["tokens_per_second"] == pytest.approx(LENGTH * row["samples_per_second"]) for row in trained)
     assert saved_steps(finished.workdir) == [3, 6, 9, 10]
     assert int(finished.state.step) == 10
@@ -145,16 +147,31 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(finished, tmp_path, 
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys):
+def test_where_the_last_checkpoint_is_broken_its_steps_are_trained_again(finished, tmp_path, capsys):
+    workdir = tmp_path / "broken"
+    shutil.copytree(finished.workdir, workdir)
+    (workdir / "checkpoints" / "10" / "optimizer" / "manifest.ocdbt").write_bytes(b"")
+    assert_same(run(CONFIG, workdir), finished.state)
+    output = capsys.readouterr().out
+    assert "10.broken is broken" in output and "continuing from step 9" in output
+    assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == [4, 8, 10]
+    assert latest_step(workdir) == 10
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
+    """SIGTERM comes from a scheduler that wants the machine, and takes any other code for a failure."""
+
     def stop(_params):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return {}
 
     with pytest.raises(SystemExit) as exit_info:
         run(make_config(9, log_every=2, checkpoint_every=100, evaluate_every=4), tmp_path, stop)
-    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert exit_info.value.code == code
     assert saved_steps(tmp_path) == [5]
-    assert "stopped after step 5" in capsys.readouterr().out
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "stopped after step 5" in line]
+    assert "run the same command again to go on" in line
 
 
 def test_the_first_signal_waits_and_the_second_acts(request):
@@ -172,25 +189,47 @@ def test_the_first_signal_waits_and_the_second_acts(request):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
-    class Poisoned:
-        def __init__(self):
-            self.inner, self.taken = make_iterator(), 0
+class Poisoned:
+    """The iterator, with a weight that is no number in the batches of these steps."""
 
-        def __next__(self):
-            self.taken += 1
-            batch = next(self.inner)
-            weights = batch.loss_weights * (np.nan if self.taken == 7 else 1)
-            return batch.replace(loss_weights=weights.astype(np.float32))
+    def __init__(self, *steps: int):
+        self.inner, self.taken, self.steps = make_iterator(), 0, steps
 
-        def get_state(self):
-            return self.inner.get_state()
+    def __next__(self):
+        self.taken += 1
+        batch = next(self.inner)
+        weights = batch.loss_weights * (np.nan if self.taken in self.steps else 1)
+        return batch.replace(loss_weights=weights.astype(np.float32))
 
-    config = make_config(20, checkpoint_every=3, log_every=1)
-    with pytest.raises(UserError, match=r"at step 7 the loss is nan .*checkpoint of step 6 is kept"):
-        run(config, tmp_path, iterator=Poisoned())
+    def get_state(self):
+        return self.inner.get_state()
+
+
+def names(place: dict) -> list[str]:
+    return [f"{place['next_index']}{letter}" for letter in "abcdefghi"]
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(tmp_path, capsys):
+    config = make_config(8, checkpoint_every=5, log_every=2, max_skipped=1)
+    state = run(config, tmp_path, iterator=Poisoned(3, 5), names=names)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["skipped_updates"]) for row in rows] == [(2, 0), (4, 1), (6, 1), (8, 0)]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    schedule = learning_rate_schedule(config.train)
+    rates = [float(schedule(updates - 1)) for updates in (2, 3, 4, 6)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
+    output = capsys.readouterr().out
+    assert "at step 3 the loss is nan" in output and "at step 5 the loss is nan" in output
+    assert saved_steps(tmp_path) == [5, 8]
+
+
+def test_too_many_in_a_row_stop_the_run_and_keep_the_good_checkpoint(tmp_path):
+    config = make_config(20, checkpoint_every=3, log_every=1, max_skipped=1)
+    message = r"at step 8 the loss is nan .* look at samples 6a, .*checkpoint of step 6 is kept"
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path, iterator=Poisoned(5, 7, 8, 9), names=names)
     assert saved_steps(tmp_path) == [3, 6]
-    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_data_that_end_are_an_error(tmp_path):

@@ -1,6 +1,7 @@
 """Rates of a window by a clock of our own, and a metrics file that goes on where training does."""
 
 import json
+import math
 
 import pytest
 
@@ -8,6 +9,7 @@ from jaxfusion.config.model import FeaturesConfig, ModelConfig, TextEmbeddingCon
 from jaxfusion.training import metrics
 from jaxfusion.training.meters import Meters
 from jaxfusion.training.metrics import MetricsLog, Window, read_metrics
+from jaxfusion.training.progress import describe
 
 METERS = Meters(
     ModelConfig(
@@ -18,10 +20,10 @@ METERS = Meters(
 )
 
 
-def step_metrics(loss: float, tokens: int = 100, samples: int = 10) -> dict[str, float]:
+def step_metrics(loss: float, tokens: int = 100, samples: int = 10, skipped: int = 0) -> dict[str, float]:
     sizes = {"tokens": tokens, "samples": samples, "positions": 125, "images": 3, "pictures": 3, "image_slots": 4}
     sizes |= {"targets": 50, "encoder_tokens": 0, "decoder_pairs": 0}
-    return {"loss": loss, "accuracy": loss / 2, "gradient_norm": 3.0, **sizes}
+    return {"loss": loss, "accuracy": loss / 2, "gradient_norm": 3.0, "skipped_updates": skipped, **sizes}
 
 
 @pytest.fixture
@@ -53,7 +55,20 @@ def test_a_window_of_the_first_step_alone_has_no_rates(clock):
     clock += [60.0]
     window.add(step_metrics(4.0))
     row = window.close()
-    assert row == {"loss": 4.0, "accuracy": 2.0, "gradient_norm": 3.0, "seconds": 0.0}
+    assert row == {"loss": 4.0, "accuracy": 2.0, "gradient_norm": 3.0, "skipped_updates": 0, "seconds": 0.0}
+
+
+def test_means_leave_out_skipped_updates_and_rates_do_not(clock):
+    window = Window(0.0, METERS)
+    clock += [0.0, 1.0, 2.0, 3.0]
+    for loss, skipped in ((4.0, 0), (math.nan, 1), (2.0, 0)):
+        window.add(step_metrics(loss, skipped=skipped))
+    row = window.close()
+    assert (row["loss"], row["skipped_updates"], row["steps_per_second"]) == (3.0, 1, 1.0)
+    window.add(step_metrics(math.nan, skipped=1))
+    row = window.close()
+    assert (row["loss"], row["accuracy"], row["skipped_updates"]) == (None, None, 1)
+    assert describe(row, 5).startswith("no update · 1 updates skipped · ")
 
 
 def test_utilisation_is_of_what_trains_and_splits_into_vision_and_language(clock):

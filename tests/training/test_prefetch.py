@@ -68,6 +68,28 @@ def test_errors_and_the_end_come_in_their_place():
         assert [batches.take()[0] for _ in range(3)] == [(1, {}), (0, {}), None]
 
 
+def test_input_that_stalls_is_told_of_again_and_again():
+    told, enough = [], threading.Event()
+
+    class Stalled:
+        def __next__(self):
+            assert enough.wait(60)
+            return 1
+
+        def get_state(self):
+            return {}
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if len(told) == 3:
+            enough.set()
+
+    with Prefetch(Stalled(), lambda x: x, warn_after=0.01, tell=tell) as batches:
+        assert batches.take()[0] == (1, {})
+    seconds = [float(line.split("came for ")[1].split()[0]) for line in told]
+    assert seconds[:3] == [0.01, 0.02, 0.04]
+
+
 def test_input_is_waited_for_only_while_nothing_else_is_done(monkeypatch):
     """By a clock that goes on when a batch is made: while the devices are busy, then after they have become idle."""
     now, made, asked, idle = [0.0], threading.Semaphore(0), [], []

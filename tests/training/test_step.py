@@ -81,6 +81,27 @@ def test_a_batch_without_loss_weights_changes_nothing(state, sgd_step):
     jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
+def test_where_a_gradient_is_not_finite_all_but_the_step_stays_as_it_was(model, kind, accumulate):
+    """A map to a teacher's hidden states, which would at least decay, is among it."""
+    optimizer = make_optimizer(TrainConfig(optimizer=kind, weight_decay=0.5, warmup_steps=0))
+    step = jax.jit(partial(train_step, model, optimizer, accumulate=accumulate))
+    state = jax.jit(partial(create_state, model, optimizer, map_shape=(4, 3)))(jax.random.key(0))
+    state, metrics = step(state, make_batch())
+    assert int(metrics["skipped_updates"]) == 0
+    weights = make_batch().loss_weights
+    for bad in (np.nan, np.inf, 3e38):  # the last is finite, and the gradient's norm is not
+        new, metrics = step(state, make_batch().replace(loss_weights=weights * np.float32(bad)))
+        assert int(metrics["skipped_updates"]) == 1
+        assert int(new.step) == int(state.step) + 1
+        jax.tree.map(np.testing.assert_array_equal, new.replace(step=state.step), state)
+    new, _ = step(state, make_batch())  # and the same function does make updates
+    for name in ("params", "feature_map"):
+        for leaf, old in zip(jax.tree.leaves(getattr(new, name)), jax.tree.leaves(getattr(state, name)), strict=True):
+            assert not np.array_equal(leaf, old)
+
+
 def test_a_tiny_batch_is_learned_by_heart(model):
     batch, optimizer = make_batch(), make_optimizer(TrainConfig(learning_rate=0.02, num_steps=60, warmup_steps=5))
     step = jax.jit(partial(train_step, model, optimizer), donate_argnums=0)
