@@ -31,7 +31,14 @@ from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
-from jaxfusion.evaluation.evaluate import Evaluation, evaluate, held_out_losses, held_out_samples, sampling_of
+from jaxfusion.evaluation.evaluate import (
+    Evaluation,
+    check_samples,
+    evaluate,
+    held_out_losses,
+    held_out_samples,
+    sampling_of,
+)
 from jaxfusion.evaluation.meter import Meter
 from jaxfusion.evaluation.predictions import write_predictions
 from jaxfusion.evaluation.shots import check_shots, evaluate_shots, shots_of
@@ -114,13 +121,27 @@ class Experiment:
         """What solved examples are chosen from."""
         return candidates(self.dataset.train, self.reader, self.config.evaluate.support_records)
 
+    def one_asked(self) -> list[Sample]:
+        """A held-out sample behind the most examples, which tells whether there are any and whether they can be asked;
+        those of RICES are others, which only a trained model chooses."""
+        config, dataset, reader = self.config, self.dataset, self.reader
+        if config.data.episodes.ways:
+            most = max(shots_of(config))
+            return held_out(dataset, reader, [most], 1)[most]
+        samples = held_out_samples(dataset.test, reader, 1)
+        if not config.evaluate.shots:
+            return samples
+        most = max(config.evaluate.shots)
+        at_random = replace(config, evaluate=replace(config.evaluate, support="random"))
+        return with_support(at_random, self.model, {}, samples, self.support, [most])[most]
+
     def evaluate(self, params: Params, tell: Callable[[Answer], None] = lambda answer: None) -> Evaluation:
         config, model, labels = self.config, self.model, self.dataset.labels
         shots = config.evaluate.shots
         if config.data.episodes.ways:
             asked, labels = self.episodes, config.data.episodes.names
         elif shots:
-            asked = {k: with_support(config, model, params, self.samples, self.support, k) for k in shots}
+            asked = with_support(config, model, params, self.samples, self.support, shots)
         if shots:
             return evaluate_shots(config, model, params, asked, labels, tell)
         return evaluate(config, model, params, self.samples, labels, tell)
@@ -286,11 +307,8 @@ def _train(experiment: Experiment, workdir: Path, profile: Path | None) -> dict[
     read = (experiment.source, experiment.reader, model.tokenizer, config.train.batch_size, config.train.seed)
     iterator = train_iterator(*read)
     # Read now, where they are needed: what is wrong with them is told before training.
-    if config.evaluate.every or config.evaluate.full_every:
-        samples = experiment.samples
-    else:  # one of them tells whether they can be read at all
-        samples = []
-        held_out_samples(experiment.dataset.test, experiment.reader, 1)
+    samples = experiment.samples if config.evaluate.every or config.evaluate.full_every else []
+    check_samples(config, model, experiment.one_asked())
 
     def losses(params: Params) -> dict[str, float]:
         return held_out_losses(config, model, params, samples)

@@ -130,6 +130,7 @@ def _check_same(before: About, now: About, output: Path) -> None:
             "config.prepare.teacher_top_k": about.teacher.get("top_k", 0),
             "config.distil.temperature": about.teacher.get("temperature"),
             "the fingerprint of config.distil.teacher": about.teacher.get("fingerprint"),
+            "config.model.dtype, in which config.distil.teacher speaks,": about.teacher.get("dtype"),
         }
         for about in (before, now)
     )

@@ -230,7 +230,7 @@ def files_fingerprint(name: str) -> str:
 
     Raises UserError where they are not there.
     """
-    home = Path(name)
+    home = Path(name).expanduser()
     if is_run(home):
         parts = [home / "checkpoints" / str(latest_step(home)) / PARAMS, home / FROZEN]
         files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())

@@ -66,6 +66,7 @@ class SpeakingTeacher:
                 "top_k": k,
                 "temperature": distillation.temperature,
                 "rows": rows,
+                "dtype": theirs.dtype,
             },
         )
 

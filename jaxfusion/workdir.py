@@ -136,6 +136,7 @@ def _without_places(config: Config) -> dict[str, Any]:
 
 def read_workdir_config(workdir: Path) -> Config:
     """The run's config. Raises UserError where the directory or its config.json is missing or broken."""
+    workdir = workdir.expanduser()
     path = workdir / CONFIG
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such workdir; train first, or give the directory of a run")
@@ -154,6 +155,7 @@ def read_labels(workdir: Path) -> list[str]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run's, or at least no checkpoint of transformers, which has a config.json of its own."""
+    path = path.expanduser()
     try:
         return "model" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
@@ -170,9 +172,8 @@ def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
     if not any(vars(config.pretrained).values()):
         return model
     kept = workdir / PRETRAINED
-    seen = next(
-        (room for room in ("vision", "model") if (kept / room).is_dir()), None
-    )  # of other runs there may be none
+    # Of other runs there may be none.
+    seen = next((room for room in ("vision", "model") if (kept / room).is_dir()), None)
     pixels = None
     if seen and config.model.vision is not None:
         pixels = read_pixels(kept / seen, read_json(kept / seen / "config.json")["model_type"])
@@ -194,7 +195,7 @@ def load_run_and_step(path: str | Path) -> tuple[Model, Params, int]:
     from jaxfusion.training.checkpoint import restore_newest
     from jaxfusion.training.frozen import store
 
-    workdir = Path(path)
+    workdir = Path(path).expanduser()
     config = read_workdir_config(workdir)
     tokenizer = open_tokenizer(workdir)
     if config.data.task == "text" and not config.data.others and tokenizer.chat_template is None:

@@ -19,16 +19,27 @@ def lettered(choices: Sequence[str]) -> list[str]:
     return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
 
 
-def right_letter(right: Any, choices: Sequence[str]) -> str:
+def right_letter(right: Any, choices: Sequence[str], labels: Sequence[Any] = ()) -> str:
     """The letter of what a record says is right: a place, from 0, a letter, or a choice's text.
 
+    labels: what the record itself calls the choices, where it does ("1" to "4"): then one of them, before all else.
     Raises UserError for what is none of these, or might be two, and for choices that letters cannot tell apart.
     """
     if not 2 <= len(choices) <= len(LETTERS):
         raise UserError(f"there are {len(choices)} choices; give 2 to {len(LETTERS)}")
+    if labels:
+        if len(labels) != len(choices):
+            raise UserError(f"there are {len(choices)} choices and {len(labels)} names for them; give as many")
+        if isinstance(right, str) and labels.count(right) == 1:
+            return LETTERS[labels.index(right)]
     if isinstance(right, Integral) and not isinstance(right, bool):
         if not 0 <= right < len(choices):
             raise UserError(f"{right} is no place of {len(choices)} choices, which are counted from 0; correct it")
+        same = {place for place, choice in enumerate(choices) if choice == str(right)}
+        if same - {int(right)}:  # a place or a text: nobody can tell
+            raise UserError(
+                f"{right} is one choice's place, from 0, and another one's text; give the right one's letter"
+            )
         return LETTERS[int(right)]
     try:
         text = right.decode() if isinstance(right, bytes) else right
@@ -46,9 +57,14 @@ def right_letter(right: Any, choices: Sequence[str]) -> str:
 
 
 def letter_said(text: str, choices: Sequence[str]) -> str:
-    """The letter that an answer gives, whatever is around it, or that of the choice whose text it is; "" if neither."""
+    """The letter that an answer gives, whatever is around it, or that of the choice whose text it is; "" if neither.
+
+    A letter alone, of those that there are, is a letter, whatever choices say; what has a text behind it may be a
+    choice's whole text ("A. Lincoln")."""
     said = text.strip()
-    if said in choices:
-        return LETTERS[choices.index(said)]
     found = SAID.match(said)
-    return found[1].upper() if found else ""
+    letter = found[1].upper() if found else ""
+    alone = found is not None and found.end() == len(said) and letter in LETTERS[: len(choices)]
+    if not alone and said in choices:
+        return LETTERS[choices.index(said)]
+    return letter

@@ -71,8 +71,13 @@ def known_and_new(labels: Sequence[str], config: EpisodesConfig) -> tuple[range,
 
 
 def check_names(config: EpisodesConfig, labels: Sequence[str]) -> None:
-    """Raises UserError where there are too few names, or not as many as classes have of their own."""
+    """Raises UserError where there are too few names, two that are alike, or not as many as classes have of their
+    own."""
     count = len(config.names)
+    if again := sorted({name for name in config.names if config.names.count(name) > 1}):
+        raise UserError(
+            f"config.data.episodes.names: {', '.join(map(repr, again))} would name two classes; give each name once"
+        )
     if config.own_names > 1:
         if count != (needed := config.own_names * len(labels)):
             raise UserError(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import grain
@@ -27,6 +27,7 @@ from jaxfusion.data.episodes import (
 )
 from jaxfusion.data.frames import frames_of
 from jaxfusion.data.images import read_image, resize_image
+from jaxfusion.data.kept import Kept
 from jaxfusion.data.messages import Image, Sample
 from jaxfusion.data.order import visits_of
 from jaxfusion.data.packing import ImageSlots, pack
@@ -180,9 +181,9 @@ class Reader:
             self.bad.leave_out(error)
             return []
 
-    def first(self, source: Sequence[Any], place: int) -> Sample | None:
+    def first(self, source: Sequence[Any], place: int, *, decode: bool = True) -> Sample | None:
         """The first sample of a source's record; None where the record is left out."""
-        return next(iter(self.read(source, place)), None)
+        return next(iter(self.read(source, place, decode=decode)), None)
 
     def samples(self, record: Any, part: int | None = None, *, decode: bool = True) -> list[Sample]:
         """part: of a mixture, that the record is of. decode: False puts something without pixels in the pictures'
@@ -325,9 +326,11 @@ def _segments(
     """What training learns from, visit by visit, without end. Raises UserError for a sample that no row can hold."""
     layout, augmented = Layout.of(reader.model), augment.parse(reader.data.augment)
 
+    def seeing(rng: np.random.Generator) -> Reader:
+        return replace(reader, drawn=augmented.draw(rng)) if augmented.calls else reader
+
     def choose(place: int, rng: np.random.Generator) -> Segment:
-        seeing = replace(reader, drawn=augmented.draw(rng)) if augmented.calls else reader
-        groups = groups_of(_good_samples(source, place, seeing, rng, decode=decode), layout)
+        groups = groups_of(_good_samples(source, place, seeing(rng), rng, decode=decode), layout)
         sample = visit(groups[rng.integers(len(groups))], rng)
         segment = tokenise(sample, tokenizer, layout)
         if len(sample.messages) == 1:  # a document, of which a visit takes what a row can hold
@@ -336,13 +339,12 @@ def _segments(
         _check_fit(sample.id, segment, reader)
         return segment._replace(name=sample.id)
 
-    def first(source: Sequence[Any], place: int) -> Sample | None:
-        return next(iter(reader.read(source, place, decode=decode)), None)
-
-    if isinstance(source, ByClass) and not reader.data.num_workers:  # an episode has many pictures
-        first = lru_cache(KEPT_BYTES // (3 * getattr(reader.model.vision, "image_size", 1) ** 2))(first)
+    # An episode has many pictures. Augmented ones are others at each visit, and processes would keep their own.
+    keeps = isinstance(source, ByClass) and not augmented.calls and not reader.data.num_workers
+    kept = Kept(partial(reader.first, decode=decode), KEPT_BYTES) if keeps else None
 
     def compose(place: int, rng: np.random.Generator) -> Segment:
+        first = kept or partial(seeing(rng).first, decode=decode)
         sample = training_episode(source, place, reader.data.episodes, first, rng)
         segment = tokenise(sample, tokenizer, layout)
         _check_fit(sample.id, segment, reader)

@@ -134,7 +134,8 @@ class About:
     settings: what the records depend on, by the names that people know; see `jaxfusion.prepare.settings_of`.
     variants: the most of a conversation that is learned in random order, with one of several answers.
     tower:    a fingerprint of the tower's weights as it computed with them; "" for pixels.
-    teacher:  where it has spoken: its name, a fingerprint of its files, top_k, temperature, and rows of its vocabulary.
+    teacher:  where it has spoken: its name, a fingerprint of its files, top_k, temperature, dtype, and rows of its
+              vocabulary.
     measured: milliseconds an image, one after the other; see `jaxfusion.prepare`.
     """
 

@@ -7,6 +7,7 @@ what people wrote. A caption, a summary, and each of the answers, may be one tex
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,8 @@ def _question_answer(record: Record, images: tuple[Image, ...], language: str, c
     if len(answers) != len(questions):
         raise bad(record, config, f"{len(questions)} questions and answers to {len(answers)}; give as many")
     choices = _choices(record, offered, len(questions), config)
+    named = record.get("choice_labels")  # what the record calls its choices
+    labels = list(named) if is_list(named) else []
     samples = []
     for i, (question, replies, among) in enumerate(zip(questions, answers, choices, strict=True)):
         text = prepare_text(question, language, config)
@@ -73,7 +76,7 @@ def _question_answer(record: Record, images: tuple[Image, ...], language: str, c
             text = "\n".join([text, *lettered([prepare_text(choice, language, config) for choice in among])])
             try:
                 alone = replies[0] if is_list(replies) and len(replies) == 1 else replies
-                right = (right_letter(alone, among),)
+                right = (right_letter(alone, among, labels),)
             except UserError as error:
                 raise bad(record, config, f"{given!r}: {error}") from None
         else:
@@ -85,14 +88,19 @@ def _question_answer(record: Record, images: tuple[Image, ...], language: str, c
 
 def _choices(record: Record, name: str, number: int, config: DataConfig) -> list[tuple[str, ...]]:
     """What each of so many questions has to choose from; nothing, where the record offers nothing. A list of texts is
-    for each of them."""
+    for each of them; among lists, an empty one or None is of an open question."""
+
+    def is_open(choices: Any) -> bool:
+        return choices is None or (is_list(choices) and not len(choices))
+
     value = record.get(name)
-    if value is None or (is_list(value) and not len(value)):
+    if is_open(value):
         return [()] * number
-    lists = value if is_list(value) and any(map(is_list, value)) else [value] * number
+    one_each = is_list(value) and (any(map(is_list, value)) or all(map(is_open, value)))
+    lists = value if one_each else [value] * number
     if len(lists) != number:
         raise bad(record, config, f"{number} questions and {name} to {len(lists)}; give as many")
-    return [texts_of(choices, record, name, config) for choices in lists]
+    return [() if is_open(choices) else texts_of(choices, record, name, config) for choices in lists]
 
 
 def _summarize(record: Record, images: tuple[Image, ...], language: str, config: DataConfig, _) -> list[Sample]:
@@ -114,9 +122,10 @@ def _classify(
 ) -> list[Sample]:
     label = class_of(record, config, labels)
     text, name = "", called(record, "text", language)
-    if name in record and "text" in config.modalities:  # a data set of pictures alone has none
+    there = record.get(name) is not None  # a data set of pictures alone has none
+    if there and "text" in config.modalities:
         text = prepare_text(one_text(record, name, config), language, config)
-    elif name not in record and not images and record.get("images") == []:
+    elif not there and not images and record.get("images") == []:
         raise bad(record, config, f"it has neither picture nor text, of which the task {config.task!r} reads one")
     return [
         Sample(name_of(record, config), language, (ask(*images, *request(text, config)), answer(labels[label])), label)

@@ -28,7 +28,6 @@ from jaxfusion.generation.sampling import Sampling
 from jaxfusion.models.vlm import Model, Params, forward
 from jaxfusion.parallel import Parallel, make_parallel
 from jaxfusion.text.postprocess import postprocess
-from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.training.cross_entropy import LossSums, logits_loss
 
 
@@ -79,14 +78,29 @@ def held_out_samples(source: Sequence[Any], reader: Reader, limit: int) -> list[
     return samples
 
 
-def _segments(
-    config: Config, samples: Sequence[Sample], tokenizer: Tokenizer, layout: Layout
-) -> tuple[list[Segment], list[int]]:
-    """One a sample; of a document as many as it takes. And the place of each one's sample."""
-    segments, places = [], []
+def check_samples(config: Config, model: Model, samples: Sequence[Sample]) -> None:
+    """Raises UserError, by name, for a sample that the model's context cannot hold together with a whole answer."""
+    _segments(config, model, samples)
+    if config.data.task != "text" and Layout.of(model.config).predict == "next":
+        _prompts(config, model, samples)
+
+
+def _segments(config: Config, model: Model, samples: Sequence[Sample]) -> tuple[list[Segment], list[int]]:
+    """One a sample; of a document as many as it takes. And the place of each one's sample.
+
+    Raises UserError, by name, for a sample beyond the model's context, where positions would mean nothing."""
+    segments, places, layout = [], [], Layout.of(model.config)
+    context = model.config.text_embedding.max_positions
     for place, sample in enumerate(samples):
-        segment = tokenise(sample, tokenizer, layout)
+        segment = tokenise(sample, model.tokenizer, layout)
         parts = pieces(segment, config.data.row_length) if len(sample.messages) == 1 else [segment]
+        if (length := max(part.size[0] for part in parts)) > context:
+            shown = _has_examples(sample)
+            raise UserError(
+                f"config.{'evaluate.shots' if shown else 'model.text_embedding.max_positions'}: sample {sample.id}"
+                f"{' behind its examples' if shown else ''} needs {length} positions, images included, and the model's "
+                f"context is {context}; {'ask behind fewer' if shown else 'raise it'}, or leave the sample out"
+            )
         segments += parts
         places += [place] * len(parts)
     return segments, places
@@ -109,7 +123,7 @@ def evaluate(
     its exponential. Of several references the loss is of the last message's.
     """
     layout = Layout.of(model.config)
-    segments, places = _segments(config, samples, model.tokenizer, layout)
+    segments, places = _segments(config, model, samples)
     parallel, size, params = _shared(config, params)
     of_segments, argmax = _read_all(model, params, _batches(segments, size, layout), parallel)
     sums = jax.tree.map(lambda rows: np.bincount(places, rows), of_segments)
@@ -146,7 +160,7 @@ def evaluate(
 def held_out_losses(config: Config, model: Model, params: Params, samples: list[Sample]) -> dict[str, float]:
     """test_loss and test_accuracy alone, quick enough to be taken during training."""
     layout = Layout.of(model.config)
-    segments, _ = _segments(config, samples, model.tokenizer, layout)
+    segments, _ = _segments(config, model, samples)
     parallel, size, params = _shared(config, params)
     sums, _ = _read_all(model, params, _batches(segments, size, layout), parallel)
     weight = sums.weight.sum()
@@ -190,6 +204,25 @@ def _read(model: Model, mesh: AbstractMesh, params: Params, batch: Batch) -> tup
         return jax.vmap(logits_loss)(logits, batch.targets, batch.loss_weights), logits.argmax(axis=-1)
 
 
+def _has_examples(sample: Sample) -> bool:
+    return any(message.role == "assistant" and not message.learned for message in sample.messages)
+
+
+def _prompts(config: Config, model: Model, samples: Sequence[Sample]) -> list[Segment]:
+    """Raises UserError where the context does not hold one and the longest answer."""
+    new, context = config.generate.max_new_tokens, model.config.text_embedding.max_positions
+    segments = [prompt_segment(model, sample.messages[:-1]) for sample in samples]
+    for sample, segment in zip(samples, segments, strict=True):
+        if (length := segment.size[0]) + new > context:
+            fewer = " or config.evaluate.shots" if _has_examples(sample) else ""
+            raise UserError(
+                f"config.generate.max_new_tokens: the prompt of sample {sample.id} takes {length} positions (images "
+                f"included), which with {new} new tokens is more than the model's context of {context}; lower it"
+                f"{fewer}, or leave the sample out"
+            )
+    return segments
+
+
 def _generated(
     config: Config,
     model: Model,
@@ -200,16 +233,7 @@ def _generated(
     tell: Callable[[Answer], None],
 ) -> list[str]:
     wanted, sampling = config.generate, sampling_of(config.generate)
-    segments = [prompt_segment(model, sample.messages[:-1]) for sample in samples]
-    context = model.config.text_embedding.max_positions
-    for sample, segment in zip(samples, segments, strict=True):
-        length = segment.size[0]
-        if length + wanted.max_new_tokens > context:
-            raise UserError(
-                f"config.generate.max_new_tokens: the prompt of sample {sample.id} takes {length} positions (images "
-                f"included), which with {wanted.max_new_tokens} new tokens is more than the model's context of "
-                f"{context}; lower it, or leave the sample out"
-            )
+    segments = _prompts(config, model, samples)
     params = decoding_params(params, wanted.weights)
     settings = {"max_new_tokens": wanted.max_new_tokens, "stop": wanted.stop, "cache_dtype": wanted.cache_dtype}
     if not isinstance(sampling, Beams):

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from jaxfusion.config import Config
+from jaxfusion.config.model import AddFusionConfig
+from jaxfusion.config.run import EvaluateConfig
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.tokenise import Layout
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import Evaluation, evaluate
-from jaxfusion.evaluation.support import TASKS
+from jaxfusion.evaluation.support import TASKS, check_pictured, check_tower
 from jaxfusion.generation.answer import Answer
 from jaxfusion.models.vlm import Model, Params
 
@@ -19,16 +21,46 @@ def shots_of(config: Config) -> tuple[int, ...]:
 
 
 def check_shots(config: Config) -> None:
-    """Raises UserError where examples before a question would be none, or of no use."""
-    shots, task = config.evaluate.shots, config.data.task
+    """Raises UserError where examples before a question would be none, or of no use; config: with sizes settled."""
+    shots, task, episodes = config.evaluate.shots, config.data.task, config.data.episodes.ways
+    if not shots and not episodes:
+        return _check_unused(config.evaluate, "there are none; set config.evaluate.shots")
+    layout, kind = Layout.of(config.model), config.model.decoder.kind
+    if episodes:
+        if layout.predict != "next":
+            raise UserError(f"config.data.episodes: a {kind} reads no examples; use a transformer")
+        _check_unused(config.evaluate, "episodes have their own; set config.data.episodes.ways to 0")
+    pictured = config.model.vision is not None and "image" in config.data.modalities
+    if pictured and layout.fusion == AddFusionConfig.kind and (episodes or max(shots) > 0):
+        raise UserError(
+            "config.model.fusion: add takes one image a sample, and examples have their own; use place, or no examples"
+        )
     if not shots:
-        return
+        return None
     if min(shots) < 0 or len(set(shots)) < len(shots):
         raise UserError(f"config.evaluate.shots: {shots} are no numbers of examples; use 0 and more, each once")
     if task not in TASKS:
         raise UserError(f"config.evaluate.shots: the task {task!r} asks nothing alone; they are for {', '.join(TASKS)}")
-    if Layout.of(config.model).predict != "next":
-        raise UserError(f"config.evaluate.shots: a {config.model.decoder.kind} reads no examples; use a transformer")
+    if layout.predict != "next":
+        raise UserError(f"config.evaluate.shots: a {kind} reads no examples; use a transformer")
+    if config.evaluate.support == "rices":
+        check_pictured(config)
+        if config.evaluate.rices_vision:
+            check_tower(config.evaluate.rices_vision)
+    elif config.evaluate.rices_vision:
+        raise UserError(
+            "config.evaluate.rices_vision: it tells what is alike, which 'random' does not ask; set "
+            "config.evaluate.support to 'rices', or take it away"
+        )
+
+
+def _check_unused(evaluated: EvaluateConfig, why: str) -> None:
+    """Raises UserError for settings of examples that nothing would read."""
+    for name in ("support", "support_records", "rices_vision"):
+        if getattr(evaluated, name) != getattr(EvaluateConfig, name):
+            raise UserError(
+                f"config.evaluate.{name}: it is of examples from the train split, and {why}, or take it away"
+            )
 
 
 def evaluate_shots(

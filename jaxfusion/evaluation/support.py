@@ -6,6 +6,7 @@ cosine of pictures' features, the most similar example last.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.errors import UserError
 from jaxfusion.models.tower import Tower, see
 from jaxfusion.models.vlm import Model, Params, apply
+from jaxfusion.workdir import is_run
 
 # Of the draws of records to choose from, and of their order, the same for all runs.
 SEED = 2022
@@ -70,40 +72,50 @@ def first_ones(sample: Sample, ranked: Sequence[Sample], number: int) -> list[Sa
     return found
 
 
-def most_similar_last(
+def most_similar(
     samples: Sequence[Sample], pool: Sequence[Sample], number: int, features: Callable[[Sequence[Sample]], np.ndarray]
 ) -> list[list[Sample]]:
-    """For each sample its examples, by the cosine of their features; of those as similar the first in the pool."""
+    """For each sample its examples, the most similar first by the cosine of their features; of those as similar the
+    first in the pool."""
     ours, theirs = features(samples), features(pool)
     found = []
     for sample, similarity in zip(samples, ours @ theirs.T, strict=True):
         ranked = (pool[place] for place in np.argsort(-similarity, kind="stable"))
-        found.append(first_ones(sample, ranked, number)[::-1])
+        found.append(first_ones(sample, ranked, number))
     return found
 
 
 def with_support(
-    config: Config, model: Model, params: Params, samples: Sequence[Sample], pools: dict[str, list[Sample]], number: int
-) -> list[Sample]:
-    """The samples, in order, each behind so many solved examples of its own group, of which only its own carries loss.
+    config: Config,
+    model: Model,
+    params: Params,
+    samples: Sequence[Sample],
+    pools: dict[str, list[Sample]],
+    shots: Sequence[int],
+) -> dict[int, list[Sample]]:
+    """For each number of solved examples the samples, in order, each behind so many of its own group, of which only its
+    own answer carries loss.
 
     params: of the model, whose vision tells what is similar, unless `config.evaluate.rices_vision` names a checkpoint.
     Raises UserError for what has no pictures, where these are compared, and where there are too few examples.
     """
-    chosen: dict[int, list[Sample]] = {}
-    features = image_features(config, model, params) if config.evaluate.support == "rices" and number else None
+    most, chosen = max(shots), {}
+    features = image_features(config, model, params) if config.evaluate.support == "rices" and most else None
     for group in {sample.group for sample in samples}:
         places = [place for place, sample in enumerate(samples) if sample.group == group]
         own, pool = [samples[place] for place in places], pools.get(group, [])
         if features is None:
-            found = [first_ones(sample, pool, number) for sample in own]
+            found = [first_ones(sample, pool, most) for sample in own]
         else:
-            found = most_similar_last(own, pool, number, features)
+            found = most_similar(own, pool, most, features)
         chosen |= dict(zip(places, found, strict=True))
-    return [
-        replace(sample, messages=with_examples(sample.messages, [other.messages for other in chosen[place]]))
-        for place, sample in enumerate(samples)
-    ]
+
+    def behind(place: int, number: int) -> Sample:
+        sample, others = samples[place], chosen[place][:number]
+        others = others if features is None else others[::-1]  # the most similar is the last
+        return replace(sample, messages=with_examples(sample.messages, [other.messages for other in others]))
+
+    return {number: [behind(place, number) for place in range(len(samples))] for number in shots}
 
 
 def image_features(
@@ -131,6 +143,29 @@ def image_features(
     return features
 
 
+def check_pictured(config: Config) -> None:
+    """Raises UserError where there are no pictures to compare."""
+    vision = config.model.vision if "image" in config.data.modalities else None
+    if not isinstance(vision, Network):
+        kind = vision.kind if vision else "none"
+        raise UserError(f"config.evaluate.support: the run's vision ({kind}) sees no pictures; use 'random'")
+
+
+def check_tower(name: str) -> None:
+    """Raises UserError, before any weight is read, where `config.evaluate.rices_vision` names no vision tower."""
+    from jaxfusion.pretrained.checkpoint import family_of, open_checkpoint
+    from jaxfusion.pretrained.families import FAMILIES
+
+    if not is_run(Path(name)):
+        try:
+            room = family_of(open_checkpoint(name), FAMILIES).room
+        except UserError as error:
+            raise UserError(f"config.evaluate.rices_vision: {error}") from error
+        if room == "vision":
+            return
+    raise UserError(f"config.evaluate.rices_vision: {name} is no vision tower; name the checkpoint of one")
+
+
 def _pictures(sample: Sample) -> list[Any]:
     images = sample.messages[-2].images
     if not images:
@@ -140,9 +175,7 @@ def _pictures(sample: Sample) -> list[Any]:
 
 def _look(config: Config, model: Model, params: Params) -> tuple[Look, Callable[[np.ndarray], np.ndarray]]:
     """What sees a batch of pictures, and what a picture, as the run has it, becomes for it."""
-    if not isinstance(config.model.vision, Network):
-        kind = config.model.vision.kind if config.model.vision else "none"
-        raise UserError(f"config.evaluate.support: the run's vision ({kind}) sees no pictures; use 'random'")
+    check_pictured(config)
     name = config.evaluate.rices_vision
     if not name:
         compiled = jax.jit(lambda vision, images: apply(model, {"vision": vision}, images, method="look"))

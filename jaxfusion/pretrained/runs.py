@@ -35,7 +35,7 @@ def room_config(name: str, room: Room) -> ModelConfig | Vision:
 
 def room_origin(name: str, room: Room) -> Origin:
     """What the run keeps of the checkpoints that it began with: of all its rooms, or of this one."""
-    kept = Origin.load(Path(name) / PRETRAINED)
+    kept = Origin.load(Path(name).expanduser() / PRETRAINED)
     if room == "model":
         return kept
     if "model" in kept.rooms:

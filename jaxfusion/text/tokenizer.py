@@ -54,7 +54,7 @@ def open_tokenizer(directory: str | Path) -> Tokenizer:
     from jaxfusion.text.pretrained import load_tokenizer
     from jaxfusion.text.trained import TrainedTokenizer
 
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     if (directory / "tokenizer_config.json").is_file():
         return load_tokenizer(directory)
     return TrainedTokenizer.load(directory / "tokenizer.json")

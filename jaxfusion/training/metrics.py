@@ -15,13 +15,8 @@ from jaxfusion.training.tensorboard import TensorBoard
 
 Row = dict[str, Any]
 
-MEANS = (
-    "loss",
-    "accuracy",
-    "gradient_norm",
-    "divergence",
-    "feature_distance",
-)  # of a step's metrics, where it made an update; the others are sums
+# Of a step's metrics, where it made an update; the others are sums.
+MEANS = ("loss", "accuracy", "gradient_norm", "divergence", "feature_distance")
 
 
 class Window:

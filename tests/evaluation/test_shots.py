@@ -23,7 +23,7 @@ from tests.evaluation.test_support import made, setting
 def asked():
     config, model, params = setting(batch_size=2)
     questions, pool = made(4, seed=1), made(6)
-    return config, model, params, {k: with_support(config, model, params, questions, {"en": pool}, k) for k in (0, 3)}
+    return config, model, params, with_support(config, model, params, questions, {"en": pool}, (0, 3))
 
 
 def test_each_number_has_the_metrics_of_its_own_evaluation(asked, tmp_path):

@@ -13,7 +13,7 @@ from jaxfusion.data.messages import Image, Message, Sample, answer, ask
 from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import evaluate
-from jaxfusion.evaluation.support import candidates, image_features, most_similar_last, with_support
+from jaxfusion.evaluation.support import candidates, image_features, most_similar, with_support
 from jaxfusion.pretrained.load import init_tower
 from tests.evaluation.test_evaluate import experiment
 
@@ -47,7 +47,7 @@ def test_random_examples_are_the_same_for_all_and_make_up_the_messages():
     config, model, params = setting()
     questions, pool = made(3, seed=1), made(6)
     for shots in (0, 1, 4):
-        asked = with_support(config, model, params, questions, {"en": pool}, shots)
+        asked = with_support(config, model, params, questions, {"en": pool}, [shots])[shots]
         for question, given in zip(questions, asked, strict=True):
             expected = []
             for other in pool[:shots]:
@@ -61,27 +61,27 @@ def test_a_question_is_never_among_its_own_examples_by_whatever_name():
         config, model, params = setting(support=support)
         pool = made(4)
         twins = [replace(other, id=f"other name {n}") for n, other in enumerate(pool)]
-        asked = with_support(config, model, params, twins, {"en": pool}, 3)
+        asked = with_support(config, model, params, twins, {"en": pool}, [3])[3]
         for number, given in enumerate(asked):
             assert sorted(names(given)) == sorted(other.id for n, other in enumerate(pool) if n != number)
     with pytest.raises(UserError, match=r"shots: 4 examples are wanted, and there are 3 to choose from"):
-        with_support(config, model, params, twins, {"en": pool}, 4)
+        with_support(config, model, params, twins, {"en": pool}, [4])[4]
 
 
 def test_of_texts_alone_the_same_question_is_the_same():
     config, model, params = setting()
     pool = [Sample(str(n), "en", (ask(f"text {n}"), answer(f"a {n}"))) for n in range(4)]
-    (given,) = with_support(config, model, params, [replace(pool[0], id="9")], {"en": pool}, 2)
+    (given,) = with_support(config, model, params, [replace(pool[0], id="9")], {"en": pool}, [2])[2]
     assert names(given) == ["1", "2"]
     config, model, params = setting(support="rices")
     with pytest.raises(UserError, match=r"support: sample 0 has no picture to compare; use 'random'"):
-        with_support(config, model, params, pool[:1], {"en": pool}, 2)
+        with_support(config, model, params, pool[:1], {"en": pool}, [2])[2]
 
 
 def test_rices_is_brute_force_in_numpy():
     config, model, params = setting(support="rices", batch_size=5)
     questions, pool = made(7, seed=1), made(12)
-    asked = with_support(config, model, params, questions, {"en": pool}, 4)
+    asked = with_support(config, model, params, questions, {"en": pool}, [4])[4]
     look = lambda s: np.asarray(  # noqa: E731
         jaxfusion.see(
             jaxfusion.models.tower.Tower(model.config.vision), params, s.messages[0].images[0].value[None, None]
@@ -100,7 +100,7 @@ def test_each_group_has_examples_of_its_own():
     for support in ("random", "rices"):
         config, model, params = setting(support=support)
         questions = [*made(2, 1, "en"), *made(2, 1, "zh"), *made(1, 2, "en")]
-        asked = with_support(config, model, params, questions, {g: made(5, 0, g) for g in ("en", "zh")}, 2)
+        asked = with_support(config, model, params, questions, {g: made(5, 0, g) for g in ("en", "zh")}, [2])[2]
         assert [given.id for given in asked] == [question.id for question in questions]
         assert all(name.startswith(given.group) for given in asked for name in names(given))
 
@@ -124,8 +124,8 @@ def test_a_named_tower_sees_pictures_in_its_own_way(monkeypatch):
 def test_ties_go_to_the_first_in_the_pool():
     pool, questions = made(5), made(1, seed=1)
     same = lambda samples: np.ones((len(samples), 2))  # noqa: E731
-    (found,) = most_similar_last(questions, pool, 3, same)
-    assert found == pool[:3][::-1]
+    (found,) = most_similar(questions, pool, 3, same)
+    assert found == pool[:3]
 
 
 def test_candidates_are_one_sample_a_record_and_the_main_data_s():
@@ -152,7 +152,7 @@ def test_candidates_are_one_sample_a_record_and_the_main_data_s():
 def test_examples_carry_no_loss():
     config, model, params = setting()
     questions = made(3, seed=1)
-    asked = with_support(config, model, params, questions, {"en": made(4)}, 2)
+    asked = with_support(config, model, params, questions, {"en": made(4)}, [2])[2]
     result = evaluate(config, model, params, asked, [])
     alone = evaluate(config, model, params, questions, [])
     assert result.samples == asked and result.references == alone.references

@@ -25,7 +25,7 @@ from jaxfusion.errors import RecordError, UserError
 # Where no test_path is given, each so-manieth record is held out.
 HELD_OUT = 20
 
-# What the names of columns begin with that tasks read.
+# What fields are called that tasks read; the names of Parquet's columns begin so.
 FIELDS = ("id", "image", "video", "label", *(name for names in NAMES.values() for name in names))
 
 

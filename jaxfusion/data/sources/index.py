@@ -12,7 +12,7 @@ import numpy as np
 LARGE = 64 * 2**20
 
 # Of what is found and kept: raise it with any change of that, so that indexes of before are not read.
-VERSION = 2
+VERSION = 3
 
 Index = dict[str, np.ndarray]
 

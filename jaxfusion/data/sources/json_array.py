@@ -17,6 +17,10 @@ END = re.compile(r"\][ \t\r\n]*\Z")
 CLOSING = re.compile(r"\]")
 # Of a file, that tell whether it is one of lines.
 FIRST_LINES = 5
+# Behind a field's name.
+LANGUAGE = re.compile(r"_[a-z]{2}\Z")
+# A record's own lists of objects, whatever these have.
+TURNS = ("messages", "conversations")
 DECODE = json.JSONDecoder().raw_decode
 
 
@@ -97,11 +101,20 @@ def _only_object(text: str, at: int) -> dict[str, Any]:
 
 
 def _list_within(value: dict[str, Any], fields: tuple[str, ...]) -> str | None:
-    """The name of an object's only list of objects, unless the object has fields of a record itself."""
-    if any(key.startswith(fields) for key in value):
+    """The name of an object's list of records: the only one of objects, or the only one whose objects have fields of a
+    record. None where the object has such fields itself, beside a list of that name."""
+    lists = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(item, dict) for item in v)}
+    of_records = [k for k, v in lists.items() if k not in TURNS and any(_is_field(name, fields) for name in v[0])]
+    if any(_is_field(key, fields) and key not in of_records for key in value):
         return None
-    names = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(item, dict) for item in v)]
+    names = of_records or list(lists)
     return names[0] if len(names) == 1 else None
+
+
+def _is_field(key: str, fields: tuple[str, ...]) -> bool:
+    """Whether a key is one of the names, or more of it, or in a language: captions, caption_en, captions_en."""
+    name = LANGUAGE.sub("", key)
+    return any(found in fields for found in (key, name, name.removesuffix("s")))
 
 
 def _behind_bracket(text: str, at: int, wanted: str) -> int:
@@ -120,7 +133,7 @@ def index_of(content: bytes, fields: tuple[str, ...] = ()) -> Index | None:
     """Spans in bytes of the items of a file that is an array, or an object around one, and the lines on which they
     begin; None for a file of lines that are an object each.
 
-    fields: how names of records' fields begin: an object with any of them is a record, and no object around some.
+    fields: names of records' fields: an object with any of them is a record, and no object around some.
     Raises ValueError for a single object over several lines with no list in it that could be the one.
     """
     text = content.decode(errors="surrogateescape")  # each byte that is no UTF-8 is a character, so that all count

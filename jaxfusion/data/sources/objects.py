@@ -50,7 +50,7 @@ class ObjectArray(Sequence):
 
 
 def open_objects(path: Path, finish: Finish, fields: tuple[str, ...] = ()) -> Sequence[Record]:
-    """fields: how names of records' fields begin. Raises OSError where the file cannot be read."""
+    """fields: names of records' fields. Raises OSError where the file cannot be read."""
     if path.suffix.lower() == ".json":
         index = indexed(path, f"array {fields}", lambda: index_of(path.read_bytes(), fields) or {})
         if index:
