@@ -112,7 +112,9 @@ def test_with_all_its_probabilities_a_run_is_as_with_the_teacher(
         teacher_of(alone.config, alone.model, tmp_path / str(k), alone.source)
 
 
-def test_another_teacher_temperature_or_table_is_refused(prepared, teacher, tokenizer, small_data, tmp_path):
+def test_another_teacher_temperature_or_table_is_refused(
+    prepared, teacher, tokenizer, small_data, tmp_path, monkeypatch
+):
     def ask(name, **changes):
         experiment = on(prepared / "3", name, small_data, tmp_path / "run", **changes)
         asked = teacher_of(experiment.config, experiment.model, tmp_path, experiment.source)
@@ -128,8 +130,10 @@ def test_another_teacher_temperature_or_table_is_refused(prepared, teacher, toke
         ask(teacher, distil__features=1.0)
     # Wherever it lies; and where it is not to be had, its name has to do.
     moved = shutil.move(teacher, tmp_path / "moved")
+    monkeypatch.setenv("HOME", str(tmp_path))
     try:
         ask(moved)
+        ask("~/moved")
         ask(teacher)
         with pytest.raises(UserError, match=r"with config\.distil\.teacher = '.*able', and here it is 'nobody'"):
             ask("nobody")
@@ -163,6 +167,8 @@ def test_it_goes_on_speaking_where_it_was_killed(prepared, teacher, small_data, 
             np.testing.assert_allclose(ours.told.log_probs, theirs.told.log_probs, atol=1e-5)
     with pytest.raises(UserError, match=r"^--output: .* with config\.prepare\.teacher_top_k = 3, and here it is 2"):
         prepare_run(replace(config, prepare=replace(config.prepare, teacher_top_k=2)), tmp_path / "out")
+    with pytest.raises(UserError, match=r"^--output: .*dtype.* = 'float32', and here it is 'bfloat16'"):
+        prepare_run(replace(config, model=replace(config.model, dtype="bfloat16")), tmp_path / "out")
     with pytest.raises(UserError, match=r"^config\.prepare\.teacher_top_k: there is no teacher"):
         prepare_run(replace(config, distil=replace(config.distil, teacher="")), tmp_path / "new")
 

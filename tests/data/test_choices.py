@@ -29,6 +29,7 @@ def test_the_right_one_is_a_place_a_letter_or_a_text(right):
         ("D", COLOURS, "'D' is none of the 3 choices, nor a letter"),
         ("", COLOURS, "'' is none of"),
         (b"\xff", COLOURS, "it is not UTF-8"),
+        (2, ("1", "2", "3"), "2 is one choice's place, from 0, and another one's text; give the right one's letter"),
         ("red", ("red", "red"), "'red' is several of the choices; give the right one's place"),
         ("A", ("B", "A"), "'A' is several of the choices"),  # the letter of B, and the text of the second
         (0, ("red",), "there are 1 choices; give 2 to 26"),
@@ -55,3 +56,21 @@ def test_a_letter_is_heard_whatever_stands_around_it(text):
 @pytest.mark.parametrize("text", ["", "Blue", "a cat", "B green", "it is B", "2"])
 def test_what_names_no_letter_is_none(text):
     assert letter_said(text, COLOURS) == ""
+
+
+def test_a_place_that_is_its_own_text_is_right():
+    assert right_letter(1, ("0", "1", "3")) == "B" and right_letter("2", ("1", "2", "3")) == "B"
+
+
+def test_names_of_a_record_s_own_come_before_letters_and_texts():
+    for labels, right in ((("1", "2", "3"), "2"), (("A", "B", "C"), "B"), (("x", "A", "C"), "A")):
+        assert right_letter(right, COLOURS, labels) == "B"
+    assert right_letter("1", ("2", "1"), ("1", "2")) == "A"  # and not the second's text
+    with pytest.raises(UserError, match="there are 3 choices and 2 names for them"):
+        right_letter("A", COLOURS, ("A", "B"))
+
+
+def test_a_letter_alone_is_one_whatever_the_choices_say():
+    assert letter_said("A", ("B", "A")) == "A" and letter_said("(b)", ("b", "c")) == "B"
+    assert letter_said("I", ("you", "I")) == "B"  # there is no ninth choice
+    assert letter_said("A. Lincoln", ("Grant", "A. Lincoln")) == "B"

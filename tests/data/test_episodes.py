@@ -219,6 +219,10 @@ def test_they_are_of_one_data_set_with_classes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"names": ("dax", "wug", "fep", "wug")},
+            "config.data.episodes.names: 'wug' would name two classes; give each",
+        ),
         ({"ways": 6}, "config.data.episodes.names: 5 of them, and 6 classes in an episode; add names"),
         ({"own_names": 2}, "config.data.episodes.names: 5 of them, and 7 classes have 2 each; give 14, class by class"),
         ({"held_out": 2}, "of 7 classes 2 are held out, which is fewer than the 3 of an episode"),
@@ -230,3 +234,14 @@ def test_they_are_of_one_data_set_with_classes():
 def test_what_cannot_be_is_refused_by_name(settings, message):
     with pytest.raises(UserError, match=message):
         opened(**settings)
+
+
+def test_augmentation_is_drawn_at_each_visit_for_all_pictures_of_an_episode():
+    dataset, reader = opened()
+    plain = rows(dataset, reader, 40)
+    changed = rows(dataset, replace(reader, data=replace(reader.data, augment="colour(0.9)")), 40)
+    seen = {}
+    for one, other in zip(plain, changed, strict=True):
+        for ours, theirs in zip(one.images[:, 0, 0, 0].tolist(), other.images[:, 0, 0, 0].tolist(), strict=False):
+            seen.setdefault(ours, set()).add(theirs)
+    assert max(map(len, seen.values())) > 3  # and none is kept from the first visit

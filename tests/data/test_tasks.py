@@ -234,3 +234,27 @@ def test_an_answer_that_nobody_asked_for_is_refused():
     turns = [say, {"from": "human", "value": "?"}, say]  # as ShareGPT's often begin
     (sample,) = samples_of({"origin": "x", "conversations": turns}, DataConfig(task="dialogue"), None, [])
     assert [message.role for message in sample.messages] == ["assistant", "user", "assistant"]
+
+
+def test_an_open_question_stands_among_choices():
+    config = DataConfig(task="question_answer")
+    record = {"origin": "x", "questions": ["a?", "b?"], "answers": ["x", "blue"]}
+    for nothing in ([], None):
+        first, second = samples_of(record | {"choices": [["x", "y"], nothing]}, config, None, [])
+        assert (first.reference, second.reference, second.choices) == ("A", "blue", ())
+    free = samples_of(record | {"choices": [None, []]}, config, None, [])
+    assert [(s.prompt, s.reference) for s in free] == [("a?", "x"), ("b?", "blue")]
+
+
+def test_choices_may_have_names_in_the_record():
+    record = {"origin": "x", "question": "a?", "choices": ["red", "green"], "choice_labels": ["1", "2"], "answer": "1"}
+    (sample,) = samples_of(record, DataConfig(task="question_answer"), None, [])
+    assert sample.reference == "A"
+
+
+def test_a_text_of_nothing_beside_a_picture_is_none():
+    record = {"origin": "x", "text": None, "images": ["a.png"], "label": 0}
+    (sample,) = samples_of(record, DataConfig(task="classify"), [PIXELS], LABELS)
+    assert sample.prompt == "" and len(sample.messages[0].images) == 1
+    with pytest.raises(RecordError, match="neither picture nor text"):
+        samples_of(record | {"images": []}, DataConfig(task="classify"), [], LABELS)

@@ -10,13 +10,14 @@ from sklearn.metrics import f1_score
 import jaxfusion
 from jaxfusion.config import Config, from_dict
 from jaxfusion.config.run import GenerateConfig
-from jaxfusion.data.messages import Image, Masked, Sample, answer, ask
+from jaxfusion.data.messages import Image, Masked, Sample, answer, ask, with_examples
 from jaxfusion.errors import UserError
-from jaxfusion.evaluation.evaluate import evaluate, held_out_losses, sampling_of
+from jaxfusion.evaluation.evaluate import check_samples, evaluate, held_out_losses, sampling_of
 from jaxfusion.text.trained import TrainedTokenizer
 
 VISION = {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}
 LABELS = ["no", "yes"]
+DECODER = {"kind": "transformer", "num_layers": 1, "num_heads": 2}
 
 
 def experiment(task, decoder, **model):
@@ -119,3 +120,20 @@ def test_beams_are_not_sampled():
         sampling_of(GenerateConfig(num_beams=3, temperature=0.5))
     with pytest.raises(UserError, match=r"^config\.generate\.top_k: -1 was given"):
         sampling_of(GenerateConfig(num_beams=3, top_k=-1))
+
+
+def test_what_the_context_cannot_hold_is_refused_by_name():
+    config, model, params = experiment("caption", DECODER, text_embedding={"vocab_size": 262, "max_positions": 20})
+    check_samples(config, model, samples(1))  # bos, picture, abcd, sep, abcd, eos, and 4 new tokens
+    (long,) = (dataclasses.replace(s, messages=(s.messages[0], answer("x" * 20))) for s in samples(1))
+    for call in (held_out_losses, lambda *arguments: evaluate(*arguments, [])):
+        with pytest.raises(UserError, match=r"^config\.model\.text_embedding\.max_positions: sample 0 needs \d+ pos"):
+            call(config, model, params, [long])
+    (asked,) = samples(1)
+    behind = dataclasses.replace(asked, messages=with_examples(asked.messages, [asked.messages] * 2))
+    for call in (lambda *_: check_samples(config, model, [behind]), held_out_losses):
+        with pytest.raises(UserError, match=r"^config\.evaluate\.shots: sample 0 behind its examples needs \d+ pos"):
+            call(config, model, params, [behind])
+    wide = dataclasses.replace(config, generate=dataclasses.replace(config.generate, max_new_tokens=16))
+    with pytest.raises(UserError, match=r"^config\.generate\.max_new_tokens: the prompt of sample 0 takes"):
+        check_samples(wide, model, samples(1))

@@ -82,9 +82,62 @@ def test_what_cannot_be_is_refused(settings, message):
         check_shots(from_dict(Config, settings))
 
 
-MODEL = {
+SEES = {"vision": {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]}}
+SHOTS, RICES = {"shots": [2]}, {"support": "rices"}
+CLASSES = {"task": "classify", "episodes": {"ways": 2}}
+BLIND, ADD = (
+    {"kind": "lookup", "num_images": 9},
+    {"fusion": {"kind": "add"}, "projector": {"kind": "linear", "pool": "mean"}},
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluate": RICES}, "config.evaluate.support: .*, and there are none; set config.evaluate.shots"),
+        ({"evaluate": {"rices_vision": "org/tower"}}, "config.evaluate.rices_vision: .*, and there are none"),
+        ({"evaluate": {"support_records": 5}}, "config.evaluate.support_records: .*, and there are none"),
+        ({"evaluate": SHOTS | RICES, "data": CLASSES}, "config.evaluate.support: .*, and episodes have their own"),
+        ({"evaluate": SHOTS | {"rices_vision": "org/tower"}}, "config.evaluate.rices_vision: .* 'random' does not ask"),
+        ({"evaluate": SHOTS | RICES, "model": {"vision": BLIND}}, "config.evaluate.support: .* sees no pictures"),
+        ({"evaluate": SHOTS | RICES, "data": {"modalities": ["text"]}}, "config.evaluate.support: .* sees no pictures"),
+        ({"evaluate": SHOTS | RICES | {"rices_vision": "./no/tower"}}, "config.evaluate.rices_vision: .*no/tower"),
+        ({"evaluate": SHOTS, "model": ADD}, "config.model.fusion: add takes one image a sample"),
+        ({"data": CLASSES, "model": ADD}, "config.model.fusion: add takes one image a sample"),
+        (
+            {"data": CLASSES, "model": {"decoder": {"kind": "pooled-classifier"}}},
+            "config.data.episodes: a pooled-classifier reads no examples; use a transformer",
+        ),
+    ],
+)
+def test_examples_that_would_come_to_nothing_are_refused_before_training(settings, message):
+    with pytest.raises(UserError, match=rf"^{message}"):
+        check_shots(from_dict(Config, settings | {"model": SEES | settings.get("model", {})}))
+
+
+def test_a_checkpoint_that_is_no_tower_is_refused_by_its_config(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"model": {}}')
+    settings = {"model": SEES, "evaluate": SHOTS | RICES | {"rices_vision": str(tmp_path / "run")}}
+    with pytest.raises(UserError, match=r"^config\.evaluate\.rices_vision: .*run is no vision tower; name the checkp"):
+        check_shots(from_dict(Config, settings))
+
+
+def test_examples_beyond_the_context_are_refused_before_training(small_data, tmp_path):
+    settings = {
+        "model": MODEL | {"text_embedding": {"max_positions": 160}},
+        "data": {"name": "digit_scenes", "data_dir": str(small_data), "row_length": 128, "vocab_size": 270},
+        "train": {"num_steps": 1, "batch_size": 4},
+        "evaluate": {"num_examples": 6, "shots": [0, 4], "support": "rices"},
+        "generate": {"max_new_tokens": 4},
+    }
+    with pytest.raises(UserError, match=r"^config\.evaluate\.shots: sample 0 behind its examples needs \d+ positions"):
+        train_run(from_dict(Config, settings), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+MODEL = SEES | {
     "width": 16,
-    "vision": {"kind": "vgg", "image_size": 8, "stage_depths": [1], "stage_widths": [4]},
     "projector": {"kind": "linear", "pool": "mean"},
     "text_embedding": {"max_positions": 512},
     "decoder": {"kind": "transformer", "num_layers": 1, "num_heads": 2},

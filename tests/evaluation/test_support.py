@@ -162,3 +162,18 @@ def test_examples_carry_no_loss():
 
     weights = [tokenise(s, model.tokenizer, Layout.of(model.config)).loss_weights.sum() for s in asked]
     assert weights == lengths
+
+
+@pytest.mark.parametrize("support", ["random", "rices"])
+def test_fewer_examples_are_among_more_and_pictures_are_looked_at_once(support, monkeypatch):
+    config, model, params = setting(support=support)
+    looked = []
+    monkeypatch.setattr(
+        "jaxfusion.evaluation.support.image_features",
+        lambda *arguments: looked.append(1) or image_features(*arguments),
+    )
+    found = with_support(config, model, params, made(3, seed=1), {"en": made(8)}, (0, 2, 5))
+    assert list(found) == [0, 2, 5] and len(looked) == (support == "rices")
+    for none, two, five in zip(*found.values(), strict=True):
+        assert names(none) == [] and len(names(five)) == 5
+        assert names(two) == (names(five)[-2:] if support == "rices" else names(five)[:2])

@@ -283,12 +283,29 @@ def test_an_object_around_an_array_is_the_array(tmp_path, indent):
     assert all(line in record["origin"] for record, line in zip(found, lines, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("around", "number"),
+    [
+        ({"documents": [{"document": "a", "summary": "b"}] * 2}, 2),
+        ({"questions": [{"question": "a?", "answer": "b"}] * 3, "licence": "none"}, 3),
+        ({"textbook": [{"page": 1}] * 2, "videography": "nobody"}, 2),
+        ({"data": [{"caption_en": "a"}] * 2, "sources": [{"url": "a"}]}, 2),
+    ],
+)
+def test_an_object_around_records_may_call_them_what_it_likes(tmp_path, around, number):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(around, indent=1))
+    assert len(read("json", path)[0]) == number
+
+
 def test_an_object_that_is_a_record_is_none_around_others(tmp_path):
     path = tmp_path / "x.json"
     for fields, record in (
         ((), {"id": 1, "dialog": [{"from": "human", "value": "a"}]}),
         ((), {"conversations": [{"from": "human", "value": "a"}]}),
         (("conversations=dialog",), {"dialog": [{"from": "human", "value": "a"}]}),
+        ((), {"captions_en": ["a"], "regions": [{"text": "a"}]}),
+        ((), {"messages": [{"role": "user", "text": "a"}]}),
     ):
         path.write_text(json.dumps(record))
         (found,), _ = read("json", path, fields=fields)
