@@ -323,7 +323,7 @@ def _export(args: argparse.Namespace) -> None:
 
     import jaxfusion
     from jaxfusion.training.trainable import check_only_adapters_train
-    from jaxfusion.workdir import is_run, load_run, read_workdir_config
+    from jaxfusion.workdir import load_run, read_workdir_config
 
     if args.workdir is None or args.output is None:
         missing = "--workdir" if args.workdir is None else "--output"
@@ -334,7 +334,7 @@ def _export(args: argparse.Namespace) -> None:
         check_only_adapters_train(shapes, config.train.trainable)
     model, params = load_run(args.workdir)
     if args.adapters:
-        if config.pretrained.model and is_run(Path(config.pretrained.model)):
+        if model.origin and "model" in model.origin.runs:
             raise UserError(
                 f"--adapters: they belong to the weights of the run {config.pretrained.model}, which is no checkpoint; "
                 "export them merged"

@@ -180,17 +180,18 @@ def open_model(config: Config, workdir: Path, tokenizer: Tokenizer) -> Model:
     return replace(model, origin=Origin.load(kept), pixels=pixels)
 
 
-def load_run(path: str | Path) -> tuple[Model, Params]:
+def load_run(path: str | Path, prefixes: tuple[str, ...] = ("",)) -> tuple[Model, Params]:
     """The model of a run's directory and its newest parameters, on the first device.
 
     They are as they trained: float32 but for what was frozen, which is as `train.frozen_dtype` says.
+    prefixes: of the paths of parameters that are wanted; the others are not read.
 
     Raises UserError where there is no run, or no finished checkpoint that is whole.
     """
-    return load_run_and_step(path)[:2]
+    return load_run_and_step(path, prefixes)[:2]
 
 
-def load_run_and_step(path: str | Path) -> tuple[Model, Params, int]:
+def load_run_and_step(path: str | Path, prefixes: tuple[str, ...] = ("",)) -> tuple[Model, Params, int]:
     """As `load_run`, and the parameters' step: where the newest checkpoint is broken, that of the one before."""
     from jaxfusion.training.checkpoint import restore_newest
     from jaxfusion.training.frozen import store
@@ -203,7 +204,7 @@ def load_run_and_step(path: str | Path) -> tuple[Model, Params, int]:
     model = open_model(config, workdir, tokenizer)
     trainable, dtype = config.train.trainable, config.train.frozen_dtype
     abstract = jax.eval_shape(lambda rng: store(model, init(model, rng), trainable, dtype), jax.random.key(0))
-    return model, *restore_newest(workdir, abstract, trainable)
+    return model, *restore_newest(workdir, abstract, trainable, prefixes)
 
 
 def resolve(config: Config, vocab_size: int, num_classes: int) -> Config:

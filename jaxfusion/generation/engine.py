@@ -111,7 +111,7 @@ class Engine:
         self._cache_dtype = cache_dtype
         self._state = empty_state(model, num_rows, self._num_positions, max_images, cache_dtype)
         self._prefixes = PrefixCache(prefix_bytes if reads_in_parts(model) else 0)
-        self._longest_part = _row_length(PART + self._layout.tokens_per_image)
+        self._longest_part = read_length(PART + self._layout.tokens_per_image)
         self._num_top = min(MOST_TOP, model.config.text_embedding.vocab_size)
         self._rows: list[Answer | None] = [None] * num_rows
         self._waiting: deque[tuple[Answer, Batch | InParts, Wanted]] = deque()
@@ -271,7 +271,7 @@ class Engine:
     def _prompt(self, segment: Segment) -> Batch | InParts:
         """In one part where nothing of it can be kept: that is faster, and depends on the prompt alone as well."""
         cut = parts(segment, self._layout.tokens_per_image) if self._prefixes.max_bytes else []
-        if len(cut) < 2 or max(_row_length(len(part.segment.tokens)) for part in cut) > self._longest_part:
+        if len(cut) < 2 or max(read_length(len(part.segment.tokens)) for part in cut) > self._longest_part:
             return self._batch(segment, self._num_positions)
         batches = [self._batch(part.segment, self._longest_part) for part in cut]
         return InParts(cut, batches, segment.tokens)
@@ -279,7 +279,7 @@ class Engine:
     def _batch(self, segment: Segment, longest: int) -> Batch:
         """Of one of few shapes: rows and image slots are powers of two, so that there are few programs."""
         length, images = segment.size
-        row_length = min(_row_length(length), longest)
+        row_length = min(read_length(length), longest)
         number = self._max_images if looks_back(self._model) else _power_of_two(images) if images else 0
         slots = ImageSlots.of(self._model.config, number)
         return pack([[segment]], row_length, self._layout.tokens_per_image, slots, packed=False)
@@ -298,7 +298,8 @@ def _news(parts: Sequence[tuple[Chosen, int]], number: int, num_top: int) -> New
     return News(tokens, logprobs, [list(zip(*place, strict=True)) for place in zip(*found, strict=True)], None)
 
 
-def _row_length(length: int) -> int:
+def read_length(length: int) -> int:
+    """The next length for which there is a program that reads a prompt: few, whatever is asked."""
     return max(_power_of_two(length), BUCKET)
 
 

@@ -12,17 +12,21 @@ from jaxtyping import Array, Float, Int
 from jaxfusion.batch import Batch
 from jaxfusion.data.packing import ImageSlots, pack
 from jaxfusion.data.tokenise import Layout, Segment
-from jaxfusion.generation.decode import cache_length, check_generates
+from jaxfusion.generation.decode import check_generates
+from jaxfusion.generation.engine import read_length
 from jaxfusion.generation.generate import check_vocabulary
 from jaxfusion.models.vlm import Model, Params, features, output_matrix
 from jaxfusion.text.tokenizer import Tokenizer
 
 # Positions whose logits are there at once.
 CHUNK = 64
+# Most probable tokens told at each place: always as many, since another number would be another program.
+TOP = 5
 
 
 class Told(NamedTuple):
-    """Of each token of a text, given those before it: its log-probability (nats), and the most probable tokens'."""
+    """Of each token of a text, given those before it: its log-probability (nats), and those of the TOP most probable
+    tokens, the most probable first (of all, where there are fewer)."""
 
     logprobs: Float[np.ndarray, " t"]
     top: Int[np.ndarray, "t k"]
@@ -30,9 +34,12 @@ class Told(NamedTuple):
 
 
 def document(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Segment, int]:
-    """A text as it stands, with what begins one before it, and how many tokens that is."""
+    """A text as it stands, behind what begins one unless it brings that, and how many tokens come so: of an empty text
+    one at least, since nothing can be answered from nothing."""
     begins = [tokenizer.bos_id] if tokenizer.prefix is None else list(tokenizer.prefix)
     begins = [] if list(ids[: len(begins)]) == begins else begins
+    if not begins and not len(ids):
+        begins = [tokenizer.bos_id]
     tokens = np.array([*begins, *ids], np.int32)
     segment = Segment(
         tokens=tokens,
@@ -45,22 +52,24 @@ def document(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Segment, int]:
     return segment, len(begins)
 
 
-def tell(model: Model, params: Params, segment: Segment, num_top: int) -> Told:
+def tell(model: Model, params: Params, segment: Segment) -> Told:
     """Of all tokens of a text but the first, which nothing stands before. segment: see `document`.
+
+    There is one program for all lengths up to the next power of two.
 
     Raises UserError for a text longer than the model's context, or with tokens that it does not know.
     """
     length = len(segment.tokens)
     check_generates(model, length, 0)
     check_vocabulary(model, [segment])
-    rows = min(cache_length(length), model.config.text_embedding.max_positions)
+    rows = min(read_length(length), model.config.text_embedding.max_positions)
     batch = pack([[segment]], rows, Layout.of(model.config).tokens_per_image, ImageSlots.of(model.config, 0))
-    found = _read(model, num_top, params, jax.tree.map(jnp.asarray, batch))
+    found = _read(model, params, jax.tree.map(jnp.asarray, batch))
     return Told(*(np.asarray(part)[: length - 1] for part in found))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _read(model: Model, num_top: int, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+@partial(jax.jit, static_argnums=0)
+def _read(model: Model, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
     hidden, matrix = features(model, params, batch)[0], output_matrix(model, params)
     softcap = getattr(model.config.decoder, "logit_softcap", 0.0)
 
@@ -69,7 +78,7 @@ def _read(model: Model, num_top: int, params: Params, batch: Batch) -> tuple[Arr
         logits = jnp.einsum("td,vd->tv", hidden, matrix, preferred_element_type=jnp.float32)
         logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
         logprobs = jax.nn.log_softmax(logits)
-        top_logprobs, top = jax.lax.top_k(logprobs, num_top)
+        top_logprobs, top = jax.lax.top_k(logprobs, min(TOP, logprobs.shape[-1]))
         return jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0], top, top_logprobs
 
     def chunks(array: Array) -> Array:

@@ -29,11 +29,16 @@ FILES = (
 )
 
 
+RUNS = "runs.json"
+
+
 @dataclass(frozen=True)
 class Origin:
-    """rooms: by the config's key that named a checkpoint ("model" for a whole one): file name -> content."""
+    """rooms: by the config's key that named a checkpoint ("model" for a whole one): file name -> content.
+    runs: rooms that were named by a run's directory, which may be gone by now; `rooms` has what that run kept."""
 
     rooms: Mapping[Room, Mapping[str, bytes]] = field(default_factory=dict)
+    runs: frozenset[Room] = frozenset()
 
     @classmethod
     def read(cls, checkpoints: Mapping[Room, str | Path]) -> "Origin":
@@ -51,13 +56,18 @@ class Origin:
     def load(cls, directory: Path) -> "Origin":
         """The inverse of `save`; empty where there is nothing."""
         rooms = sorted(path for path in directory.glob("*") if path.is_dir())
-        return cls({path.name: _files(path) for path in rooms})
+        noted = directory / RUNS
+        runs = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else ()
+        return cls({path.name: _files(path) for path in rooms}, frozenset(runs))
 
     def save(self, directory: Path) -> None:
         for room, files in self.rooms.items():
             (directory / room).mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
                 (directory / room / name).write_bytes(content)
+        if self.rooms or self.runs:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / RUNS).write_text(json.dumps(sorted(self.runs)), encoding="utf-8")
 
 
 def _files(directory: Path) -> dict[str, bytes]:

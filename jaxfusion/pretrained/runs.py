@@ -49,9 +49,10 @@ def room_origin(name: str, room: Room) -> Origin:
 def origin_of(named: Mapping[Room, str]) -> Origin:
     """What export writes again: of checkpoints their small files, and of runs what they keep of theirs."""
     rooms: dict[Room, Mapping[str, bytes]] = {}
+    runs = frozenset(room for room, name in named.items() if is_run(Path(name)))
     for room, name in named.items():
-        rooms |= (room_origin(name, room) if is_run(Path(name)) else Origin.read({room: name})).rooms
-    return Origin(rooms)
+        rooms |= (room_origin(name, room) if room in runs else Origin.read({room: name})).rooms
+    return Origin(rooms, runs)
 
 
 def room_paths(name: str, room: Room) -> set[str]:
@@ -69,9 +70,7 @@ def room_params(name: str, room: Room, abstract: Params) -> dict[str, jax.Array]
     """
     setting = "config.model" if room == "model" else f"config.model.{room}"
     wanted, found = flatten(abstract), {}
-    for path, leaf in flatten(dequantise(load_run(name)[1])).items():
-        if not path.startswith(PREFIXES[room]):
-            continue
+    for path, leaf in flatten(dequantise(load_run(name, PREFIXES[room])[1])).items():
         shape = wanted[path].shape if path in wanted else None
         if leaf.shape != shape:
             place = f"the model's has {shape}" if shape else "the model has no place for it"

@@ -68,7 +68,8 @@ def make_app(
     make_engine = partial(Engine, model, decoded, **engine_settings)
     num_positions = min(settings.num_positions, model.config.text_embedding.max_positions)
     reader = Reader(model=model, settings=settings, defaults=defaults, num_positions=num_positions, prepare=prepare)
-    server = Server(reader, make_engine, Teller(model, decoded), name)
+    most = settings.num_rows + settings.max_waiting
+    server = Server(reader, make_engine, Teller(model, decoded, most), name)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +80,6 @@ def make_app(
     app = FastAPI(title="JaxFusion", lifespan=lifespan, docs_url=None, redoc_url=None, routes=page)
     app.state.server = server
     add_handlers(app)
-    most = settings.num_rows + settings.max_waiting
     app.add_middleware(Limits, keys=keys, max_bytes=settings.max_request_bytes, max_requests=most)
     app.add_middleware(Measured, metrics=server.metrics, paths=PATHS | {route.path for route in page})
     _add_routes(app, server)
@@ -103,7 +103,10 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         if body.max_tokens == 0:
             raise ApiError(400, "max_tokens: 0 leaves nothing to tell, unless echo is true", param="max_tokens")
         shape = TextShape(server.name, body.logprobs)
-        return await server.answer(http, body, shape, lambda: [reader.prompt(prompt) for prompt in body.prompts])
+        are_tokens = not isinstance(body.prompts[0], str)
+        return await server.answer(
+            http, body, shape, lambda: [reader.prompt(prompt) for prompt in body.prompts], goes_on=are_tokens
+        )
 
     # As vLLM has them, for harnesses that have to know where a prompt's tokens end.
     @app.get("/tokenizer_info", responses=ERRORS)

@@ -58,7 +58,7 @@ class Reader:
         return prompt_segment(self.model, (ask(self.prepare(prompt)),))
 
     def prompt(self, prompt: str | list[int]) -> Segment:
-        """Text as `text` lays it out, and tokens as they stand."""
+        """Text as `text` lays it out, and tokens as `raw` does."""
         return self.text(prompt) if isinstance(prompt, str) else self.raw(prompt)[0]
 
     def tokenise(self, text: str) -> list[int]:
@@ -67,18 +67,20 @@ class Reader:
 
     def detokenise(self, tokens: list[int]) -> str:
         size = self.model.tokenizer.vocab_size
-        if beyond := [token for token in tokens if token >= size]:
-            raise ApiError(400, f"tokens: {beyond[0]} is none; there are {size}", param="tokens")
+        if (largest := max(tokens, default=0)) >= size:
+            raise ApiError(400, f"tokens: {largest} is none; there are {size}", param="tokens")
         return self.model.tokenizer.text(tokens)
 
     def raw(self, prompt: str | list[int]) -> tuple[Segment, int]:
-        """A text or its tokens as they stand, with what begins a text, and how many tokens that is."""
+        """A text or its tokens without any layout, behind what begins a text, where they do not bring that, and how
+        many tokens come so."""
         if isinstance(prompt, str):
             self._check_length(len(prompt))
+        else:
+            self._check_positions(len(prompt))
         segment, begins = raw(prompt, self.model)
+        self._check_positions(len(segment.tokens))
         check_vocabulary(self.model, [segment])
-        if (length := len(segment.tokens)) > self.num_positions:
-            raise self._too_long(f"the prompt takes {length} positions")
         return segment, begins
 
     def requests(self, segment: Segment, body: Sampled) -> list[Request]:
@@ -125,6 +127,10 @@ class Reader:
     def _check_length(self, characters: int) -> None:
         if characters > CHARACTERS * self.num_positions:
             raise self._too_long(f"the prompt has {characters:,} characters")
+
+    def _check_positions(self, number: int) -> None:
+        if number > self.num_positions:
+            raise self._too_long(f"the prompt takes {number} positions")
 
     def _too_long(self, what: str) -> ApiError:
         return ApiError(400, f"{what}; the context has {self.num_positions} positions", code="context_length_exceeded")

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-# No request needs more, and each that is wrong makes an error to tell.
-MOST_FIELDS, MOST_ITEMS, MOST_PROMPTS = 100, 1000, 64
+# No request needs more, and each that is wrong makes an error to tell; of tokens the first one that is wrong is told.
+MOST_FIELDS, MOST_ITEMS, MOST_PROMPTS, MOST_TOKENS = 100, 1000, 64, 2**17
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,7 +21,8 @@ def _characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_characters)]
 Stop = Annotated[str, Field(max_length=256)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=MOST_TOKENS, fail_fast=True)]
 
 
 class Given(BaseModel):
@@ -131,7 +132,7 @@ class ChatRequest(Sampled):
 
 
 class TextRequest(Sampled):
-    # A text, or its tokens, which then stand as they are; or several of either.
+    # A text, or its tokens, which stand behind what begins a text; or several of either.
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
@@ -232,7 +233,7 @@ class TokeniseRequest(Given):
 
 class DetokeniseRequest(Given):
     model: str | None = Field(None, max_length=256)  # no effect
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: list[Token] = Field(max_length=MOST_TOKENS, fail_fast=True)
 
 
 class Detokenised(BaseModel):

@@ -16,7 +16,7 @@ from jaxfusion.data.tokenise import Segment
 from jaxfusion.generation.answer import Request as EngineRequest
 from jaxfusion.generation.engine import Engine
 from jaxfusion.serving.answers import Asked, Said, merged
-from jaxfusion.serving.echo import Echo, Teller
+from jaxfusion.serving.echo import Teller, Telling
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.metrics import Metrics
 from jaxfusion.serving.prompts import Reader
@@ -28,6 +28,9 @@ from jaxfusion.serving.text import AnswerText
 T, S = TypeVar("T"), TypeVar("S")
 
 LOGGER = logging.getLogger(__name__)
+
+# Contexts' worth of prompts that one request may have told, each as often as it has answers.
+ECHOED = 16
 
 # Threads that decode pictures and tokenise; so many large pictures are in memory at once.
 READERS = 4
@@ -75,14 +78,23 @@ class Server:
             self.engine.close()
             await asyncio.to_thread(self._thread.join)
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._teller.close()
 
     async def answer(
-        self, http: Request, body: Sampled, shape: Shape, read: Callable[[], Sequence[Segment]]
+        self,
+        http: Request,
+        body: Sampled,
+        shape: Shape,
+        read: Callable[[], Sequence[Segment]],
+        *,
+        goes_on: bool = False,
+        seconds: float | None = None,
     ) -> Response | ChatCompletion | TextCompletion:
-        """read: makes the prompts, in a thread of its own. Raises ApiError and UserError for what cannot be done."""
+        """read: makes the prompts, in a thread of its own. goes_on: whether answers go on with them, word for word.
+        seconds: to the end; None: as the settings say. Raises ApiError and UserError for what cannot be done."""
         self._check_model(body)
-        loop, seconds = asyncio.get_running_loop(), self.reader.settings.timeout
-        asked, prompt_tokens = await loop.run_in_executor(self._pool, self._ask, read, body, loop)
+        loop, seconds = asyncio.get_running_loop(), self.reader.settings.timeout if seconds is None else seconds
+        asked, prompt_tokens = await loop.run_in_executor(self._pool, self._ask, read, body, goes_on, loop)
         self.metrics.prompt_tokens.inc(prompt_tokens)
         if body.stream:
             return EventStream(self._stream(asked, shape, prompt_tokens, body.usage_at_the_end), asked, seconds)
@@ -93,19 +105,28 @@ class Server:
         self._check_model(body)
         if body.stream:
             raise ApiError(400, "echo: a prompt is not told in a stream; leave one of the two out", param="echo")
-        loop = asyncio.get_running_loop()
-
-        def read() -> tuple[list[Segment], list[Echo]]:
-            found = [self.reader.raw(prompt) for prompt in body.prompts]
-            return [one for one, _ in found], [self._teller.echo(*one, body.logprobs) for one in found]
-
-        segments, echoes = await loop.run_in_executor(self._pool, read)
+        each = body.n or 1
+        if each > 1 and body.max_tokens == 0:
+            raise ApiError(400, f"n: {each} times the same prompt, without an answer; set it to 1", param="n")
+        loop, timeout = asyncio.get_running_loop(), self.reader.settings.timeout
+        until = loop.time() + timeout
+        found = await self.in_reader(lambda prompts: [self.reader.raw(prompt) for prompt in prompts], body.prompts)
+        segments = [segment for segment, _ in found]
+        number, most = sum(len(segment.tokens) for segment in segments), ECHOED * self.reader.num_positions
+        if number * each > most:
+            times = f", {each} times" if each > 1 else ""
+            raise ApiError(
+                400, f"prompt: {number} tokens in all{times}, and echo tells {most} at once; send fewer", param="prompt"
+            )
+        telling = Telling()
+        work = self._teller.echoes(telling, found, body.logprobs)
+        echoes = await unless_gone(http.receive, [telling], work, until - loop.time())
         shape = TextShape(self.name, body.logprobs, echoes)
         if body.max_tokens != 0:
-            return await self.answer(http, body, shape, lambda: segments)
-        number = sum(len(segment.tokens) for segment in segments)
+            left = until - loop.time()
+            return await self.answer(http, body, shape, lambda: segments, goes_on=True, seconds=left)
         self.metrics.prompt_tokens.inc(number)
-        nothing = [Said("", [], "length")] * (len(segments) * (body.n or 1))
+        nothing = [Said("", [], "length")] * len(segments)
         return shape.whole(nothing, Usage(prompt_tokens=number, completion_tokens=0, total_tokens=number))
 
     async def in_reader(self, work: Callable[[T], S], given: T) -> S:
@@ -119,7 +140,7 @@ class Server:
             )
 
     def _ask(
-        self, read: Callable[[], Sequence[Segment]], body: Sampled, loop: asyncio.AbstractEventLoop
+        self, read: Callable[[], Sequence[Segment]], body: Sampled, goes_on: bool, loop: asyncio.AbstractEventLoop
     ) -> tuple[list[Asked], int]:
         """All that is asked, or nothing of it, and the positions of the prompts."""
         segments, stops, tokenizer = read(), self.reader.stops(body), self.reader.model.tokenizer
@@ -127,7 +148,8 @@ class Server:
         asked: list[Asked] = []
         try:
             for request in requests:
-                asked.append(Asked(self.engine, request, AnswerText(tokenizer, stops), loop))
+                text = AnswerText(tokenizer, stops, request.segment.tokens.tolist() if goes_on else None)
+                asked.append(Asked(self.engine, request, text, loop))
         except BaseException:
             for one in asked:
                 one.cancel()

@@ -3,14 +3,13 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from jaxfusion.serving.answers import Asked
 from jaxfusion.serving.errors import ApiError
 from jaxfusion.serving.replies import Chunk
 
@@ -22,6 +21,11 @@ LAST_SECONDS = 5
 DONE = b"data: [DONE]\n\n"
 
 
+class Cancellable(Protocol):
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+
+
 class GoneError(ApiError):
     """The client has left; the status is nginx's, and nobody reads it."""
 
@@ -29,7 +33,9 @@ class GoneError(ApiError):
         super().__init__(499, "the client has closed the connection")
 
 
-async def unless_gone(receive: Receive, asked: list[Asked], work: Coroutine[Any, Any, T], seconds: float) -> T:
+async def unless_gone(
+    receive: Receive, asked: Sequence[Cancellable], work: Coroutine[Any, Any, T], seconds: float
+) -> T:
     """What the work comes to, if the client stays. Whatever happens, none of `asked` keeps its row after it.
 
     Raises GoneError where the client leaves, and TimeoutError where it takes longer than so many seconds.
@@ -56,7 +62,7 @@ async def _left(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events, each a JSON object. An error on the way is the last event, in OpenAI's format."""
 
-    def __init__(self, chunks: AsyncIterator[Chunk], asked: list[Asked], seconds: float) -> None:
+    def __init__(self, chunks: AsyncIterator[Chunk], asked: Sequence[Cancellable], seconds: float) -> None:
         super().__init__(
             media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )

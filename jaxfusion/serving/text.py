@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jaxfusion.text.tokenizer import Tokenizer
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders write for bytes that are not yet a character
+BEFORE = 8  # tokens of a prompt that tell where a space belongs, and hold a character that it only begins
 
 
 class Detokeniser:
@@ -16,10 +17,12 @@ class Detokeniser:
     spaces right. As in vLLM and text-generation-inference. Each token that is asked about is decoded once with them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._text, self._ids = tokenizer.text, []
-        self._start = self._read = 0
-        self._known = 0  # characters of the tokens from _start to _read, which have been given
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """before: tokens that the text goes on from, and that are not told; of many the last ones do."""
+        self._text, self._ids = tokenizer.text, list(before)[-BEFORE:]
+        self._start, self._read = 0, len(self._ids)
+        # Characters of the tokens from _start to _read, which have been given; one that they only begin has not.
+        self._known = len(self._text(self._ids).rstrip(INCOMPLETE)) if self._ids else 0
         self._completed: dict[int, str] = {}
 
     def add(self, token: int) -> str:
@@ -68,11 +71,14 @@ class AnswerText:
     What may yet turn out to be one of these is held back, so whoever takes the text bit by bit gets the same as who
     takes it at the end.
 
+    goes_on: from the tokens of a prompt, word for word: then what it begins with, white space too, is told. None: it is
+             an answer of its own.
     count:   tokens so far, with the one that ended it. stopped: a stop text has come.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._detokeniser, self._stop_ids = Detokeniser(tokenizer), frozenset(tokenizer.stop_ids)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], goes_on: Sequence[int] | None = None) -> None:
+        self._detokeniser, self._stop_ids = Detokeniser(tokenizer, goes_on or ()), frozenset(tokenizer.stop_ids)
+        self._strips = goes_on is None
         self._stop = tuple(text for text in stop if text)
         self._all, self._taken, self._pieces = "", 0, deque()
         self._others: Sequence[tuple[int, float]] = ()  # the most probable ones at the last token's place
@@ -114,7 +120,7 @@ class AnswerText:
         return new, pieces
 
     def _here(self, text: str) -> str:
-        return text if self._all else text.lstrip()
+        return text.lstrip() if self._strips and not self._all else text
 
     def _ended_with(self, other: tuple[int, float], told: tuple[str, float]) -> tuple[str, float]:
         """What is told of another token in the last one's place, since nothing comes that would complete it."""

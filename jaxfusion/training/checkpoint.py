@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 import orbax.checkpoint.checkpoint_managers as policies
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
 from jaxfusion.errors import UserError
@@ -171,18 +172,28 @@ class Checkpoints:
         self._saving = None
 
 
-def restore_params(workdir: Path, abstract_params: Params, trainable: tuple[str, ...] = ("*",)) -> Params:
+def restore_params(
+    workdir: Path,
+    abstract_params: Params,
+    trainable: tuple[str, ...] = ("*",),
+    prefixes: tuple[str, ...] = ("",),
+) -> Params:
     """The parameters alone of `restore_newest`."""
-    return restore_newest(workdir, abstract_params, trainable)[0]
+    return restore_newest(workdir, abstract_params, trainable, prefixes)[0]
 
 
 def restore_newest(
-    workdir: Path, abstract_params: Params, trainable: tuple[str, ...] = ("*",), tell: Tell = tell_stderr
+    workdir: Path,
+    abstract_params: Params,
+    trainable: tuple[str, ...] = ("*",),
+    prefixes: tuple[str, ...] = ("",),
+    tell: Tell = tell_stderr,
 ) -> tuple[Params, int]:
     """The parameters of the newest checkpoint that is whole, for evaluation and generation, and its step.
 
     abstract_params: shapes, dtypes and, where it matters, shardings. trainable: the run's globs. tell: takes a line on
-    a newer one that is broken, which stays where it is.
+    a newer one that is broken, which stays where it is. prefixes: of the paths of parameters that are read; the others
+    are left out.
     Raises UserError if there is no checkpoint, none is whole, or it holds another model's parameters.
     """
     directory = workdir.absolute() / "checkpoints"
@@ -195,16 +206,15 @@ def restore_newest(
 
         def read(step: int) -> Params:
             _check_fit(manager, step, directory, {PARAMS: learned})
-            items = {PARAMS: ocp.args.StandardRestore(_with_sharding(learned))}
-            return manager.restore(step, args=ocp.args.Composite(**items))[PARAMS]
+            return _read_part(directory / str(step) / PARAMS, learned, prefixes)
 
         step, restored, broken = newest_whole(directory, manager.all_steps(), read)
         for other, reason in broken.items():
             tell(f"{directory / str(other)} is broken ({reason}); taking the parameters of step {step}")
-        return join(restored, _restore_frozen(directory, frozen)), step
+        return join(restored, _restore_frozen(directory, frozen, prefixes)), step
 
 
-def _restore_frozen(directory: Path, abstract: Params) -> Params:
+def _restore_frozen(directory: Path, abstract: Params, prefixes: tuple[str, ...] = ("",)) -> Params:
     if not abstract:
         return {}
     home = directory.parent / FROZEN
@@ -217,7 +227,7 @@ def _restore_frozen(directory: Path, abstract: Params) -> Params:
             if not stored:  # what Orbax makes of a file that is not there, or not whole
                 raise BrokenError("its list of arrays cannot be read")
             _compare(home, FROZEN, stored, _shapes(abstract))
-            return checkpointer.restore(home, _with_sharding(abstract))
+        return _read_part(home, abstract, prefixes)
 
     try:
         return read_or_broken(read)
@@ -225,6 +235,19 @@ def _restore_frozen(directory: Path, abstract: Params) -> Params:
         raise UserError(
             f"{home}: the run's frozen parameters cannot be read ({error}); put a whole copy in their place"
         ) from None
+
+
+def _read_part(item: Path, abstract: Params, prefixes: tuple[str, ...]) -> Params:
+    """The parameters alone whose paths begin so."""
+    flat = traverse_util.flatten_dict(_with_sharding(abstract), sep="/")
+    wanted = traverse_util.unflatten_dict({p: leaf for p, leaf in flat.items() if p.startswith(prefixes)}, sep="/")
+    if not wanted:
+        return {}
+    settings = ocp.checkpoint_utils.construct_restore_args(wanted)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(
+            item, args=ocp.args.PyTreeRestore(wanted, restore_args=settings, partial_restore=True)
+        )
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:

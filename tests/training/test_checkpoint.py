@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxfusion.config.model import ModelConfig, TextEmbeddingConfig, TokenClassifierConfig
@@ -120,3 +121,19 @@ def test_a_workdir_without_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no finished checkpoint"):
         restore_params(tmp_path, params)
+
+
+def test_what_is_not_wanted_is_not_read(tmp_path, monkeypatch):
+    """Of a large run one room alone, for another run that begins with it."""
+    abstract, asked, restore = jax.eval_shape(new_state), [], ocp.Checkpointer.restore
+
+    def watched(self, path, args):
+        asked.extend(jax.tree.leaves(args.item))
+        return restore(self, path, args=args)
+
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, at_step(3), {})
+    monkeypatch.setattr(ocp.Checkpointer, "restore", watched)
+    found = restore_params(tmp_path, abstract.params, prefixes=("text_embedding/",))
+    assert_same(found, {"text_embedding": at_step(3).params["text_embedding"]})
+    assert len(asked) == len(jax.tree.leaves(found)) < len(jax.tree.leaves(abstract.params))

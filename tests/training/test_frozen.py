@@ -237,6 +237,10 @@ def test_what_is_frozen_is_written_once_and_the_rest_in_proportion_to_what_train
         restored, _ = checkpoints.restore_latest(jax.eval_shape(lambda: state))
     assert_same(restored, state.replace(step=jnp.int32(3)))
     assert_same(restore_params(tmp_path, jax.eval_shape(lambda: state.params), GLOBS), state.params)
+    # All of this room is frozen but its adapters, or all of it: it is read alone.
+    for room in ("text_embedding", "decoder"):
+        one = restore_params(tmp_path, jax.eval_shape(lambda: state.params), GLOBS, (f"{room}/",))
+        assert_same(one, {room: state.params[room]})
     directory = tmp_path / "checkpoints"
     assert sorted(path.name for path in directory.iterdir()) == ["2", "3"]
     for step in ("2", "3"):
