@@ -115,7 +115,9 @@ def first_stage(tiny, small_data, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_the_second_stage_goes_on_from_the_first_and_goes_out_as_it_would(first_stage, small_data, tmp_path, capsys):
+def test_the_second_stage_goes_on_from_the_first_and_goes_out_as_it_would(
+    first_stage, small_data, tmp_path, capsys, monkeypatch
+):
     """The first one's run in the place of a checkpoint: what does not train is its, to the bit."""
     workdir, exported = tmp_path / "run", tmp_path / "exported"
     named = SHORT | {"data.data_dir": small_data, "model": first_stage, "train.remat": "none"}
@@ -129,12 +131,16 @@ def test_the_second_stage_goes_on_from_the_first_and_goes_out_as_it_would(first_
     moved = max(np.abs(leaf - before[path]).max() for path, leaf in after.items())
     assert moved < 1e-4  # a step of AdamW is at most of the learning rate, 2e-5
     assert model.pixels is not None and set(model.origin.rooms) == {"vision", "decoder"}
+    assert model.origin.runs == {"model"} and load_run(first_stage)[0].origin.runs == set()
 
     assert main.main(["--mode", "export", "--workdir", str(workdir), "--output", str(exported)]) == 0
     theirs = flatten(jax.device_get(jaxfusion.load(exported)[1]))
     assert theirs.keys() == after.keys()
     for path, leaf in after.items():  # an export is in the run's dtype, bfloat16
         np.testing.assert_array_equal(theirs[path], leaf.astype(jnp.bfloat16).astype(np.float32), path)
+    # Whether it began with a run is known without that run, which may be gone.
+    monkeypatch.setattr("jaxfusion.workdir.is_run", lambda _: False)
+    monkeypatch.setattr("jaxfusion.pretrained.load.is_run", lambda _: False)
     main.main(["--mode", "export", "--workdir", str(workdir), "--output", str(tmp_path / "x"), "--adapters"])
     assert "--adapters: they belong to the weights of the run" in capsys.readouterr().err
 

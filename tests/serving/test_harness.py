@@ -5,15 +5,19 @@ models/api_models.py, utils.py's RemoteTokenizer) make them; both were run again
 """
 
 import json
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import numpy as np
 import pytest
 
 from jaxfusion.data.packing import pack
-from jaxfusion.generation.told import document
+from jaxfusion.generation.told import _read, document, tell
 from jaxfusion.models.vlm import forward
+from jaxfusion.serving.text import AnswerText
 from tests.serving.running import data_url, png, serving
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
@@ -100,6 +104,109 @@ def test_prompts_are_texts_or_tokens_and_one_or_several(served):
     assert choice["text"].strip() == likelihood(served, ids[0], max_tokens=4)[0]["text"][len("one or two") :].strip()
 
 
+def test_an_answer_goes_on_where_its_prompt_ends(served, monkeypatch):
+    """Word for word, so that texts and places fit together; prompts of tokens are gone on with in the same way."""
+    went_on = []
+    monkeypatch.setattr(
+        "jaxfusion.serving.server.AnswerText", lambda *given: went_on.append(given[2]) or AnswerText(*given)
+    )
+    ids = send(served, "/tokenize", {"prompt": "one or two"})["tokens"]
+    settings = {"temperature": 1.2, "max_tokens": 12}
+    told, of_tokens, _ = (
+        likelihood(served, prompt, echo=echo, **settings)[0]
+        for prompt, echo in ((ids, True), (ids, False), ("one or two", False))
+    )
+    begun = [served.model.tokenizer.bos_id, *ids]
+    assert went_on == [begun, begun, None]  # text is laid out, and answered
+    assert told["text"] == "one or two" + of_tokens["text"]
+    tokens = told["logprobs"]["tokens"]
+    assert "".join(tokens).rstrip() == told["text"].rstrip()
+    assert told["logprobs"]["text_offset"] == np.cumsum([0, *map(len, tokens)])[:-1].tolist()
+
+
+def test_tokens_stand_behind_what_begins_a_text_unless_they_bring_it(served):
+    tokenizer = served.model.tokenizer
+    ids = tokenizer.encode("one")
+    replies = [
+        send(served, "/v1/completions", {"prompt": prompt, "max_tokens": 1})
+        for prompt in (ids, [tokenizer.bos_id, *ids])
+    ]
+    assert [reply["usage"]["prompt_tokens"] for reply in replies] == [len(ids) + 1] * 2
+    assert replies[0]["choices"] == replies[1]["choices"]
+
+
+@pytest.mark.parametrize("prefix", [(), None])
+def test_an_empty_prompt_is_answered_from_what_begins_a_text(tiny, prefix):
+    """Of a tokenizer that puts nothing before a text (GPT-2's) too."""
+    model, _ = tiny
+    tokenizer = copy(model.tokenizer)
+    tokenizer.prefix = prefix
+    segment, begins = document([], tokenizer)
+    assert (segment.tokens.tolist(), begins) == ([tokenizer.bos_id], 1)
+    assert document([5], tokenizer)[0].tokens.tolist() == ([5] if prefix == () else [tokenizer.bos_id, 5])
+
+
+def test_an_empty_prompt_is_told(served):
+    (choice,) = likelihood(served, "", max_tokens=2)
+    assert len(choice["logprobs"]["tokens"]) <= 2
+    (choice,) = likelihood(served, "", max_tokens=0)
+    assert (choice["text"], choice["logprobs"]["tokens"]) == ("", [])
+
+
+def test_few_programs_are_compiled_whatever_is_asked(served):
+    likelihood(served, [5] * 40, max_tokens=0)
+    before = _read._cache_size()
+    for length in (63, 50, 34):
+        for logprobs in range(6):
+            (choice,) = likelihood(served, [5] * length, max_tokens=0, logprobs=logprobs)
+            top = choice["logprobs"]["top_logprobs"]
+            assert top is None if logprobs == 0 else all(len(one) <= logprobs + 1 for one in top[1:])
+    assert _read._cache_size() == before
+
+
+def test_a_client_that_leaves_and_a_deadline_end_the_telling(tiny, monkeypatch):
+    """At the next prompt; and all others are answered meanwhile, as many threads as they need are free."""
+    begun, going_on, read = threading.Event(), threading.Event(), []
+
+    def slowly(model, params, segment):
+        read.append(len(segment.tokens))
+        begun.set()
+        assert going_on.wait(60)
+        return tell(model, params, segment)
+
+    monkeypatch.setattr("jaxfusion.serving.echo.tell", slowly)
+    with serving(*tiny, timeout=1.0) as running, ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(likelihood, running, ["one", "two", "three"], max_tokens=0) for _ in range(8)]
+        assert begun.wait(60)
+        assert send(running, "/tokenize", {"prompt": "one"})["count"] == 3
+        for one in asked:
+            with pytest.raises(urllib.error.HTTPError, match="504"):
+                one.result(60)
+        going_on.set()
+        monkeypatch.setattr("jaxfusion.serving.echo.tell", tell)
+        (choice,) = likelihood(running, "one", max_tokens=0)  # behind what had been taken
+        assert choice["text"] == "one" and len(read) == 1
+
+
+def test_prompts_that_wait_to_be_told_are_counted(tiny, monkeypatch):
+    begun, going_on = threading.Event(), threading.Event()
+
+    def slowly(*given):
+        begun.set()
+        assert going_on.wait(60)
+        return tell(*given)
+
+    monkeypatch.setattr("jaxfusion.serving.echo.tell", slowly)
+    with serving(*tiny, num_rows=2, max_waiting=2) as running, ThreadPoolExecutor(1) as threads:
+        first = threads.submit(likelihood, running, ["one", "two", "three"], max_tokens=0)
+        assert begun.wait(60)
+        with pytest.raises(urllib.error.HTTPError, match="429"):
+            likelihood(running, ["one", "two"], max_tokens=0)
+        going_on.set()
+        assert len(first.result(60)) == 3
+        assert len(likelihood(running, ["one", "two", "three", "four"], max_tokens=0)) == 4
+
+
 def test_tokens_there_and_back(served):
     info = send(served, "/tokenizer_info")
     assert info == {"eos_token": None, "bos_token": None, "pad_token": None, "chat_template": None}
@@ -115,6 +222,9 @@ def test_tokens_there_and_back(served):
         ("/v1/completions", {"prompt": [5] * 500, "echo": True}, "context has 160 positions"),
         ("/v1/completions", {"prompt": "a", "echo": True, "stream": True}, "echo: a prompt is not told in a stream"),
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}, "max_tokens: 0 leaves nothing to tell"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0, "echo": True, "n": 2}, "n: 2 times the same prompt"),
+        ("/v1/completions", {"prompt": ["a" * 100] * 30, "echo": True}, "echo tells 2560 at once"),
+        ("/v1/completions", {"prompt": ["a" * 100] * 10, "echo": True, "n": 3}, "3 times, and echo tells 2560 at once"),
         ("/v1/completions", {"prompt": [], "echo": True}, "prompt"),
         ("/v1/completions", {"prompt": [-1]}, "prompt"),
         ("/v1/completions", {"prompt": "a", "echo": True, "model": "other"}, "there is no model 'other'"),

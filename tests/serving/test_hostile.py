@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from jaxfusion.serving.protocol import MOST_PROMPTS, DetokeniseRequest, TextRequest
 from tests.serving.running import data_url, png, saved, user
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -91,6 +93,14 @@ BODIES = {
 }
 
 
+TOKENS = {
+    "too many": [5] * (2**17 + 1),
+    "wrong ones": [-1] * 2**17,
+    "nothings": [None] * 2**17,
+    "lists of wrong ones": [[-1] * 5000] * 40,
+}
+
+
 def send(served, data: bytes, path: str = "/v1/chat/completions", method: str = "POST", **headers: str):
     connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
     try:
@@ -109,6 +119,24 @@ def test_a_bad_request_is_told_so(served, name):
     assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["message"]
     assert "\n" not in answer["error"]["message"] and len(answer["error"]["message"]) < 400
     assert send(served, body())[0] == 200
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_so_are_tokens_and_few_of_many_that_are_wrong(served, name):
+    """Each error is an object, made while all others wait."""
+    for kind, path, field in ((TextRequest, "/v1/completions", "prompt"), (DetokeniseRequest, "/detokenize", "tokens")):
+        wrong = {field: TOKENS[name]}
+        with pytest.raises(ValidationError) as error:
+            kind.model_validate(wrong)
+        assert error.value.error_count() < 2 * MOST_PROMPTS
+        status, answer = send(served, json.dumps(wrong).encode(), path)
+        assert (status, len(answer["error"]["message"]) < 400) == (400, True), answer
+
+
+def test_tokens_beyond_the_context_are_counted_before_they_are_looked_at(served, monkeypatch):
+    monkeypatch.setattr("jaxfusion.serving.prompts.raw", None)
+    status, answer = send(served, json.dumps({"prompt": [999] * 2**16}).encode(), "/v1/completions")
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,32 @@ def test_a_stop_text_that_has_only_begun_is_held_back(tokenizer):
         growing.add(ids := tokenizer.encode(text), np.zeros(len(ids)))
         assert growing.take()[0] == taken
     assert growing.stopped
+
+
+@pytest.mark.parametrize("text", ["one or two digits é 的", "a large  red\n3"])
+def test_an_answer_that_goes_on_with_a_prompt_joins_it_wherever_that_is_cut(tokenizer, text):
+    """White space between them is the answer's, and so is a character that the prompt only begins."""
+    ids = tokenizer.encode(text)
+    for cut in range(1, len(ids)):
+        growing = AnswerText(tokenizer, (), goes_on=ids[:cut])
+        growing.add(ids[cut:], np.zeros(len(ids) - cut))
+        growing.finish()
+        said, pieces = growing.take()
+        assert tokenizer.text(ids[:cut]).rstrip("\N{REPLACEMENT CHARACTER}") + said == text
+        assert "".join(piece.text for piece in pieces) == said and pieces[0].start == 0
+
+
+def test_an_answer_that_goes_on_begins_with_the_space_that_a_sentence_would_not():
+    """As tokenizers of SentencePiece have it, whose first token loses its space."""
+
+    class Pieces:
+        stop_ids = ()
+
+        def text(self, ids):
+            return "".join(("\u2581one", "\u2581or", "\u2581two")[index] for index in ids).replace("\u2581", " ")[1:]
+
+    for goes_on, expected in (([0, 1], " two"), (None, "two")):
+        growing = AnswerText(Pieces(), (), goes_on)
+        growing.add([2], [0.0])
+        growing.finish()
+        assert growing.take()[0] == expected
