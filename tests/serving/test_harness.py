@@ -4,19 +4,24 @@ Bodies are as lmms-eval 0.7.3 (models/chat/openai.py, async_openai.py) and lm-ev
 models/api_models.py, utils.py's RemoteTokenizer) make them; both were run against a server.
 """
 
+import asyncio
+import http.client
 import json
 import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from jaxfusion.data.packing import pack
+from jaxfusion.generation.engine import ClosedError
 from jaxfusion.generation.told import _read, document, tell
 from jaxfusion.models.vlm import forward
+from jaxfusion.serving.echo import Teller, Telling
 from jaxfusion.serving.text import AnswerText
 from tests.serving.running import data_url, png, serving
 
@@ -164,45 +169,81 @@ def test_few_programs_are_compiled_whatever_is_asked(served):
     assert _read._cache_size() == before
 
 
-def test_a_client_that_leaves_and_a_deadline_end_the_telling(tiny, monkeypatch):
-    """At the next prompt; and all others are answered meanwhile, as many threads as they need are free."""
-    begun, going_on, read = threading.Event(), threading.Event(), []
+class Slow:
+    """Tells as `tell` does, once it may go on."""
 
-    def slowly(model, params, segment):
-        read.append(len(segment.tokens))
-        begun.set()
-        assert going_on.wait(60)
-        return tell(model, params, segment)
+    def __init__(self) -> None:
+        self.begun, self.going_on, self.read = threading.Event(), threading.Event(), 0
 
-    monkeypatch.setattr("jaxfusion.serving.echo.tell", slowly)
-    with serving(*tiny, timeout=1.0) as running, ThreadPoolExecutor(8) as threads:
-        asked = [threads.submit(likelihood, running, ["one", "two", "three"], max_tokens=0) for _ in range(8)]
-        assert begun.wait(60)
-        assert send(running, "/tokenize", {"prompt": "one"})["count"] == 3
+    def __call__(self, *given):
+        self.read += 1
+        self.begun.set()
+        assert self.going_on.wait(60)
+        return tell(*given)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    slow = Slow()
+    monkeypatch.setattr("jaxfusion.serving.echo.tell", slow)
+    yield slow
+    slow.going_on.set()
+
+
+def test_a_deadline_ends_the_telling_and_nobody_else_waits_for_it(served, slow, monkeypatch):
+    """At the next prompt, and what had been taken behind it is not begun."""
+    reader = served.server.reader
+    soon = replace(reader, settings=replace(reader.settings, timeout=1.0))
+    with monkeypatch.context() as patched, ThreadPoolExecutor(8) as threads:
+        patched.setattr(served.server, "reader", soon)
+        asked = [threads.submit(likelihood, served, ["one", "two", "three"], max_tokens=0) for _ in range(8)]
+        assert slow.begun.wait(60)
+        assert send(served, "/tokenize", {"prompt": "one"})["count"] == 3  # more wait than there are readers
         for one in asked:
             with pytest.raises(urllib.error.HTTPError, match="504"):
                 one.result(60)
-        going_on.set()
-        monkeypatch.setattr("jaxfusion.serving.echo.tell", tell)
-        (choice,) = likelihood(running, "one", max_tokens=0)  # behind what had been taken
-        assert choice["text"] == "one" and len(read) == 1
+    slow.going_on.set()
+    (choice,) = likelihood(served, "one", max_tokens=0)
+    assert choice["text"] == "one" and slow.read == 2
 
 
-def test_prompts_that_wait_to_be_told_are_counted(tiny, monkeypatch):
-    begun, going_on = threading.Event(), threading.Event()
+def test_so_does_a_client_that_leaves(served, slow, monkeypatch):
+    cancelled, cancel = threading.Event(), Telling.cancel
+    monkeypatch.setattr(Telling, "cancel", lambda telling: cancel(telling) or cancelled.set())
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
+    asked = {"prompt": ["one", "two", "three"], "echo": True, "logprobs": 1, "max_tokens": 0}
+    connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+    assert slow.begun.wait(60)
+    connection.close()
+    assert cancelled.wait(60)
+    slow.going_on.set()
+    (choice,) = likelihood(served, "one", max_tokens=0)
+    assert choice["text"] == "one" and slow.read == 2
 
-    def slowly(*given):
-        begun.set()
-        assert going_on.wait(60)
-        return tell(*given)
 
-    monkeypatch.setattr("jaxfusion.serving.echo.tell", slowly)
+def test_so_does_the_end_of_the_server(tiny, slow):
+    teller = Teller(*tiny, 3)
+    found = [document([5, 6], tiny[0].tokenizer)] * 3
+
+    async def ask():
+        asked = asyncio.create_task(teller.echoes(Telling(), found, 1))
+        await asyncio.to_thread(slow.begun.wait, 60)
+        teller.close()
+        slow.going_on.set()
+        await asked
+
+    with pytest.raises(ClosedError):
+        asyncio.run(ask())
+    assert slow.read == 1
+
+
+def test_prompts_that_wait_to_be_told_are_counted(tiny, slow):
     with serving(*tiny, num_rows=2, max_waiting=2) as running, ThreadPoolExecutor(1) as threads:
         first = threads.submit(likelihood, running, ["one", "two", "three"], max_tokens=0)
-        assert begun.wait(60)
+        assert slow.begun.wait(60)
         with pytest.raises(urllib.error.HTTPError, match="429"):
             likelihood(running, ["one", "two"], max_tokens=0)
-        going_on.set()
+        slow.going_on.set()
         assert len(first.result(60)) == 3
         assert len(likelihood(running, ["one", "two", "three", "four"], max_tokens=0)) == 4
 
