@@ -24,7 +24,8 @@ from benchmarks.command_line import Parser, environment, new_file, positive, rep
 from benchmarks.source_files import WRITERS, write
 from jaxfusion.config.model import ModelConfig, PixelShuffleProjectorConfig, ViTConfig
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data.loader import Reader, open_dataset, train_iterator
+from jaxfusion.data.dataset import open_dataset
+from jaxfusion.data.loader import Reader, train_iterator
 from jaxfusion.errors import UserError
 from jaxfusion.text.tokenizer import Tokenizer
 from jaxfusion.text.trained import TrainedTokenizer

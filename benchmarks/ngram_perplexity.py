@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxfusion.data.bad_records import BadRecords
-from jaxfusion.data.loader import Reader, open_dataset
+from jaxfusion.data.dataset import open_dataset
+from jaxfusion.data.loader import Reader
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import held_out_samples
 from jaxfusion.text.tokenizer import open_tokenizer

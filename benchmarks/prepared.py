@@ -27,7 +27,8 @@ from jaxfusion.config.model import (
     ViTConfig,
 )
 from jaxfusion.config.run import DataConfig, PrepareConfig, TrainConfig
-from jaxfusion.data.loader import Dataset, Reader, train_iterator
+from jaxfusion.data.dataset import Dataset
+from jaxfusion.data.loader import Reader, train_iterator
 from jaxfusion.errors import UserError
 from jaxfusion.experiment import Experiment
 from jaxfusion.models.flops import count_flops

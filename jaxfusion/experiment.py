@@ -15,18 +15,8 @@ from rich.console import Console
 import jaxfusion
 from jaxfusion.config import Config, to_dict
 from jaxfusion.data.bad_records import BAD_RECORDS, BadRecords
-from jaxfusion.data.loader import (
-    Dataset,
-    Reader,
-    check_augment,
-    check_lookup,
-    held_out,
-    names_in_batch,
-    open_dataset,
-    settle_images_per_row,
-    train_iterator,
-    with_classes,
-)
+from jaxfusion.data.dataset import Dataset, check_augment, check_lookup, open_dataset, with_classes
+from jaxfusion.data.loader import Reader, held_out, names_in_batch, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Sample
 from jaxfusion.data.prepared import About, Prepared
 from jaxfusion.data.tokenise import Layout

@@ -16,7 +16,7 @@ import numpy as np
 from jaxfusion.config import Config, to_dict
 from jaxfusion.config.model import Network
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data.loader import Dataset
+from jaxfusion.data.dataset import Dataset
 from jaxfusion.data.prepared import About, Prepared, Setting, check_settings
 from jaxfusion.data.sources.contents import contents_of
 from jaxfusion.data.sources.mixture import Mixture

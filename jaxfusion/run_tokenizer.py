@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxfusion.config import Config
 from jaxfusion.data.bad_records import BadRecords
-from jaxfusion.data.loader import Dataset, Reader
+from jaxfusion.data.dataset import Dataset
+from jaxfusion.data.loader import Reader
 from jaxfusion.data.prepared import Prepared
 from jaxfusion.data.sources.mixture import Mixture
 from jaxfusion.errors import UserError

@@ -10,8 +10,9 @@ import torch
 from benchmarks.input_pipeline import main, make_records, reader_of
 from benchmarks.source_files import WRITERS, write
 from benchmarks.torch_sources import batches_of
+from jaxfusion.data.dataset import open_dataset
 from jaxfusion.data.images import read_image
-from jaxfusion.data.loader import open_dataset, train_iterator
+from jaxfusion.data.loader import train_iterator
 from jaxfusion.text.trained import TrainedTokenizer
 
 

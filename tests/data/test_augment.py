@@ -11,8 +11,9 @@ from PIL import Image
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.augment import OPERATIONS, parse
+from jaxfusion.data.dataset import check_augment, open_dataset
 from jaxfusion.data.images import encode_png, read_image, resize_image
-from jaxfusion.data.loader import Reader, check_augment, open_dataset, train_iterator
+from jaxfusion.data.loader import Reader, train_iterator
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import held_out_samples
 from jaxfusion.text.trained import TrainedTokenizer

@@ -10,8 +10,9 @@ import pytest
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.bad_records import BadRecords
+from jaxfusion.data.dataset import Dataset, with_classes
 from jaxfusion.data.episodes import ByClass
-from jaxfusion.data.loader import Dataset, Reader, held_out, settle_images_per_row, train_iterator, with_classes
+from jaxfusion.data.loader import Reader, held_out, settle_images_per_row, train_iterator
 from jaxfusion.data.tokenise import Layout, tokenise
 from jaxfusion.errors import RecordError, UserError
 from jaxfusion.text.trained import TrainedTokenizer

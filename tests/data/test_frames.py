@@ -11,8 +11,9 @@ import pytest
 import jaxfusion
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.bad_records import BadRecords
+from jaxfusion.data.dataset import open_dataset
 from jaxfusion.data.images import encode_png
-from jaxfusion.data.loader import Reader, open_dataset, settle_images_per_row, train_iterator
+from jaxfusion.data.loader import Reader, settle_images_per_row, train_iterator
 from jaxfusion.data.messages import Image, answer, ask
 from jaxfusion.data.prepared import columns_of, from_bytes, to_bytes
 from jaxfusion.data.tokenise import Layout, tokenise

@@ -11,14 +11,8 @@ import pytest
 from jaxfusion.config import Config, from_dict
 from jaxfusion.config.run import DataConfig, OtherDataConfig
 from jaxfusion.data.best_fit import Room
-from jaxfusion.data.loader import (
-    Reader,
-    check_lookup,
-    names_in_batch,
-    open_dataset,
-    settle_images_per_row,
-    train_iterator,
-)
+from jaxfusion.data.dataset import check_lookup, open_dataset
+from jaxfusion.data.loader import Reader, names_in_batch, settle_images_per_row, train_iterator
 from jaxfusion.data.rows import BestFitRows
 from jaxfusion.data.tokenise import Segment
 from jaxfusion.errors import UserError

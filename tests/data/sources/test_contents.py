@@ -3,7 +3,7 @@
 import pytest
 
 from jaxfusion.config.run import DataConfig
-from jaxfusion.data.loader import open_dataset
+from jaxfusion.data.dataset import open_dataset
 from jaxfusion.data.sources import open_files
 from jaxfusion.data.sources.contents import BLOCK, contents_of
 from tests.data.sources.conftest import picture

@@ -8,7 +8,8 @@ import pytest
 
 from jaxfusion.config import Config, from_dict, override
 from jaxfusion.data.bad_records import BadRecords
-from jaxfusion.data.loader import Reader, open_dataset, train_iterator
+from jaxfusion.data.dataset import open_dataset
+from jaxfusion.data.loader import Reader, train_iterator
 from jaxfusion.data.order import visits_of
 from jaxfusion.data.sources.mixture import shares_of
 from jaxfusion.errors import UserError

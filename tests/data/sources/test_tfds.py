@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxfusion.config import Config, from_dict
-from jaxfusion.data.loader import Reader, open_dataset
+from jaxfusion.data.dataset import open_dataset
+from jaxfusion.data.loader import Reader
 from tests.data.sources.conftest import color_of, picture
 
 NUMBER = 4

@@ -10,7 +10,8 @@ import pytest
 
 from jaxfusion.config import Config, from_dict
 from jaxfusion.data.bad_records import BadRecords
-from jaxfusion.data.loader import Reader, open_dataset, settle_images_per_row, train_iterator
+from jaxfusion.data.dataset import open_dataset
+from jaxfusion.data.loader import Reader, settle_images_per_row, train_iterator
 from jaxfusion.data.order import visits_of
 from jaxfusion.errors import UserError
 from jaxfusion.evaluation.evaluate import held_out_samples
