@@ -29,7 +29,7 @@ examples:
   jaxfusion --mode evaluate --workdir runs/quickstart
   jaxfusion --mode generate --workdir runs/quickstart --image scene.png
   jaxfusion --mode generate --workdir runs/moving_digits --video clip.mp4
-  jaxfusion --mode generate --workdir RUN --example a.png=dax --example b.png=blicket --image q.png
+  jaxfusion --mode generate --workdir RUN --example a.png=ace --example b.png=seven --image q.png
   jaxfusion --mode generate --workdir runs/quickstart --input photos/ --output captions.jsonl
   jaxfusion --mode export --workdir runs/joined --output joined-for-transformers
   jaxfusion --mode generate --workdir runs/digits_vqa --image scene.png --prompt "What is the sum of the digits?"

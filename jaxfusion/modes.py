@@ -67,6 +67,8 @@ def generate_mode(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     seen = [*(args.image or ()), *(_frames(args.video, config) if args.video else ())]
     images = [seen] if seen else None
     examples = [_example(text) for text in args.example or ()]
+    if examples and not images:
+        raise UserError("--example: examples have pictures, and so must the question; give --image or --video as well")
     if config.model.decoder.kind == "pooled-classifier":
         if examples:
             raise UserError("--example: a pooled-classifier reads none; leave it out")
@@ -92,7 +94,7 @@ def generate_mode(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def _example(text: str) -> tuple[str, str]:
     path, equals, answer = text.partition("=")
     if not (path and equals and answer):
-        raise UserError(f"--example: {text} is no image with its answer; write FILE=TEXT, as in a.png=dax")
+        raise UserError(f"--example: {text} is no image with its answer; write FILE=TEXT, as in a.png=seven")
     return path, answer
 
 
@@ -280,14 +282,18 @@ def _show(metrics: dict[str, float], workdir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from jaxfusion.data.bad_records import BAD_RECORDS
     from jaxfusion.workdir import EVALUATION
 
-    intervals = json.loads((workdir / EVALUATION).read_text(encoding="utf-8"))["intervals"]
+    evaluation = json.loads((workdir / EVALUATION).read_text(encoding="utf-8"))
+    intervals = evaluation["intervals"]
     table = Table("metric", "value", "95 % interval")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}", " – ".join(f"{end:.4f}" for end in intervals.get(name, ())))
     console = Console()
     console.print(table)
+    if number := evaluation.get("bad_records"):
+        console.print(f"bad records left out: {number:,}, listed in {workdir / BAD_RECORDS}", highlight=False)
     console.print(f"report: {workdir / 'report.html'}", highlight=False)
 
 

@@ -79,7 +79,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 def _tuple_value(args: tuple, value: Any, path: str) -> tuple:
     if isinstance(value, str) or not isinstance(value, list | tuple):
-        raise UserError(f"{path}: expected a tuple such as ({', '.join(_example(a) for a in args)},), got {value!r}")
+        like = f"({', '.join(_example(a) for a in args if a is not Ellipsis)},)"
+        raise UserError(f"{path}: expected a tuple such as {like}, got {value!r}; write it in brackets, with a comma")
     hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
     if len(hints) != len(value):
         raise UserError(f"{path}: expected {len(hints)} values, got {len(value)}: {value!r}")

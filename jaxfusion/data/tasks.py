@@ -96,7 +96,9 @@ def _choices(record: Record, name: str, number: int, config: DataConfig) -> list
     value = record.get(name)
     if is_open(value):
         return [()] * number
-    one_each = is_list(value) and (any(map(is_list, value)) or all(map(is_open, value)))
+    if not is_list(value):
+        raise bad(record, config, f"{name!r} is {value!r:.40} and should be a list of choices; correct it")
+    one_each = any(map(is_list, value)) or all(map(is_open, value))
     lists = value if one_each else [value] * number
     if len(lists) != number:
         raise bad(record, config, f"{number} questions and {name} to {len(lists)}; give as many")

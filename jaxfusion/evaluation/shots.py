@@ -40,7 +40,9 @@ def check_shots(config: Config) -> None:
     if min(shots) < 0 or len(set(shots)) < len(shots):
         raise UserError(f"config.evaluate.shots: {shots} are no numbers of examples; use 0 and more, each once")
     if task not in TASKS:
-        raise UserError(f"config.evaluate.shots: the task {task!r} asks nothing alone; they are for {', '.join(TASKS)}")
+        raise UserError(
+            f"config.evaluate.shots: solved examples are shown for the tasks {', '.join(TASKS)}, not for {task!r}"
+        )
     if layout.predict != "next":
         raise UserError(f"config.evaluate.shots: a {kind} reads no examples; use a transformer")
     if config.evaluate.support == "rices":

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -55,15 +55,32 @@ def read_or_broken(read: Callable[[], Read]) -> Read:
     except (UserError, BrokenError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        _forget_remains()
         if str(error).startswith(("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
             raise
         raise BrokenError(reason_of(error)) from error
+
+
+def _forget_remains() -> None:
+    """Of a read that failed Orbax leaves coroutines, of whose ends Python tells at length when it comes upon them."""
+    usual = sys.unraisablehook
+    if getattr(usual, "of_jaxfusion", False):
+        return
+
+    def tell(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            usual(unraisable)
+
+    tell.of_jaxfusion = True
+    sys.unraisablehook = tell
 
 
 def reason_of(error: BaseException) -> str:
     """An error in one line that is not too long; of TensorStore's what the system said alone, if that is the cause."""
     if number := re.search(r"\[os_error_code='(\d+)'", str(error)):
         return os.strerror(int(number[1]))
+    if "reading array index" in str(error):  # and then Orbax goes on with slices and addresses
+        return "an array's data are truncated or damaged"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 

@@ -80,8 +80,9 @@ def test_a_question_with_choices_is_asked_with_letters_and_answered_by_one():
     for wrong, message in (
         ({"answer": 3}, r"'answer': 3 is no place of 3 choices"),
         ({"answer": "pink"}, r"'answer': 'pink' is none of the 3 choices"),
-        ({"choices": "red"}, r"'answer': there are 1 choices"),
-        ({"choices": {"red": 1}}, r"'choices' is .* and should be a text"),
+        ({"choices": "red"}, r"'choices' is 'red' and should be a list of choices"),
+        ({"choices": ["red"]}, r"'answer': there are 1 choices"),
+        ({"choices": {"red": 1}}, r"'choices' is .* and should be a list of choices"),
         ({"choices": ["red", " "]}, r"'choices' is empty"),
         ({"choices": [["red", "green"], ["blue", "red"]]}, r"1 questions and choices to 2; give as many"),
     ):

@@ -71,7 +71,7 @@ def test_kept_prefixes_change_no_answer_and_read_the_context_once(asked, monkeyp
     [
         ({"evaluate": {"shots": [0, -1]}}, "config.evaluate.shots: .* are no numbers of examples"),
         ({"evaluate": {"shots": [2, 2]}}, "config.evaluate.shots: .* are no numbers of examples"),
-        ({"evaluate": {"shots": [2]}, "data": {"task": "text"}}, "the task 'text' asks nothing alone"),
+        ({"evaluate": {"shots": [2]}, "data": {"task": "text"}}, "classify, not for 'text'"),
         ({"evaluate": {"shots": [2]}, "model": {"decoder": "pooled"}}, "a pooled-classifier reads no examples"),
     ],
 )
