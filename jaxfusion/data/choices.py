@@ -20,7 +20,8 @@ def lettered(choices: Sequence[str]) -> list[str]:
 
 
 def right_letter(right: Any, choices: Sequence[str], labels: Sequence[Any] = ()) -> str:
-    """The letter of what a record says is right: a place, from 0, a letter, or a choice's text.
+    """The letter of what a record says is right: a number is a place, from 0, whatever the choices are; a text a letter
+    or a choice's text.
 
     labels: what the record itself calls the choices, where it does ("1" to "4"): then one of them, before all else.
     Raises UserError for what is none of these, or might be two, and for choices that letters cannot tell apart.
@@ -35,11 +36,6 @@ def right_letter(right: Any, choices: Sequence[str], labels: Sequence[Any] = ())
     if isinstance(right, Integral) and not isinstance(right, bool):
         if not 0 <= right < len(choices):
             raise UserError(f"{right} is no place of {len(choices)} choices, which are counted from 0; correct it")
-        same = {place for place, choice in enumerate(choices) if choice == str(right)}
-        if same - {int(right)}:  # a place or a text: nobody can tell
-            raise UserError(
-                f"{right} is one choice's place, from 0, and another one's text; give the right one's letter"
-            )
         return LETTERS[int(right)]
     try:
         text = right.decode() if isinstance(right, bytes) else right
