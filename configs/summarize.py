@@ -18,7 +18,7 @@ def get_config():
     config.model.decoder.num_layers = 3
     config.model.decoder.scan_layers = False
 
-    config.train.num_steps = 800
+    config.train.num_steps = 1000
     config.train.batch_size = 16
     config.train.learning_rate = 2e-3
 
