@@ -15,7 +15,6 @@ from benchmarks.presets import GPU_PRESETS, PRESETS, Preset
 from benchmarks.synthetic import synthetic_batch
 from jaxfusion.config.run import ParallelConfig
 from jaxfusion.errors import UserError
-from jaxfusion.planning.described import in_topology
 from jaxfusion.planning.show import size
 from jaxfusion.planning.step import StepPlan, plan_step
 
@@ -63,7 +62,8 @@ def plan_strategy(preset: Preset, strategy: str, gpus: int) -> StepPlan:
     looped = {"vision": replace(model.vision, scan_layers=True), "decoder": replace(model.decoder, scan_layers=True)}
     preset = replace(preset, model=replace(model, **looped), batch_size=max(preset.batch_size, shares))
     settings, batch = train_settings(preset), synthetic_batch(preset)
-    return plan_step(preset.model, settings, batch, "h200", in_topology(gpus, GPUS_A_HOST), parallel=parallel)
+    topology = f"1x{gpus // GPUS_A_HOST}x{GPUS_A_HOST}"
+    return plan_step(preset.model, settings, batch, "h200", topology, parallel=parallel)
 
 
 def facts_of(name: str, strategy: str, plan: StepPlan) -> dict[str, Any]:

@@ -75,11 +75,6 @@ def described_mesh(hardware: str = "h200", topology: str = "1x1x1", config: Para
     return make_mesh(found.devices, config)
 
 
-def in_topology(gpus: int, gpus_a_host: int) -> str:
-    """So many GPUs in hosts of equal size, as `described_mesh` takes them."""
-    return f"1x{gpus // gpus_a_host}x{gpus_a_host}"
-
-
 def compile_for(
     step: Step,
     state: Any,
